@@ -1,1 +1,1 @@
-"""."""
+"""The engine: one step loop, and the parts that it is made of."""
