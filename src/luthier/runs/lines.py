@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 from luthier.runs.records import EvaluationRecord, SampleRecord, StartInfo, StepRecord
 
@@ -92,6 +93,6 @@ def sparkline(values: Sequence[float | None], width: int = 60) -> str:
         return ""
     count = min(width, len(known))
     edges = [len(known) * i // count for i in range(count + 1)]
-    means = [sum(known[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(known[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, span = min(means), max(means) - min(means)
     return "".join(BLOCKS[round((mean - low) / span * (len(BLOCKS) - 1))] if span else BLOCKS[0] for mean in means)
