@@ -1,0 +1,295 @@
+"""The step loop: read it from top to bottom.
+
+    for each step:  pick the examples → lay them out → forward, loss, backward for each pass → sum over ranks → update
+                    → tell the watchers → evaluate, sample, save when due → stop when asked
+
+The loop never waits for the device inside a step. Loss, gradient norm and the non-finite flag of a step are read when the next one
+has been launched, so watchers hear of a step one step late; before anything that needs the truth (evaluation, checkpoint, end) the
+pending step is read at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from luthier import faults
+from luthier.data.batch import Batch, GlobalBatches, lay_out, make_batch
+from luthier.data.prepare import Units
+from luthier.engine.checkpoint import Checkpoints
+from luthier.engine.diagnose import name_bad_rows
+from luthier.engine.evaluate import evaluate
+from luthier.engine.optim import Optimizer, learning_rate
+from luthier.engine.parallel import World
+from luthier.engine.plan import Plan
+from luthier.engine.signals import StopRequest, stop_on_signals
+from luthier.engine.state import DROPOUT, LOSS_WINDOW, TrainState, fingerprint, reseed
+from luthier.models.policy import Policy
+from luthier.objectives import Objective, score
+from luthier.recipe.schema import Recipe
+from luthier.runs.records import Callback, EvaluationRecord, StepRecord
+
+Outcome = Literal["done", "stopped"]
+
+
+@dataclass
+class Job:
+    """Everything the loop works with.
+
+    Attributes:
+        recipe: what to learn.
+        plan: the numbers of the run.
+        policy: the model.
+        objective: what is minimised.
+        batches: which segments each step learns from.
+        validation: held-out units, or None.
+        optimizer: masters and moments.
+        state: counters; where to begin.
+        checkpoints: where to save.
+        write_weights: writes the policy as an ordinary model folder, from float32 masters.
+        world: the processes.
+        callbacks: the watchers, on the main rank.
+        sample: answers the recipe's prompts after the given step; on the main rank.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    policy: Policy
+    objective: Objective
+    batches: GlobalBatches
+    validation: Units | None
+    optimizer: Optimizer
+    state: TrainState
+    checkpoints: Checkpoints
+    write_weights: Callable[[Path], None]
+    world: World
+    callbacks: Sequence[Callback] = ()
+    sample: Callable[[int], None] | None = None
+    executed: Executed = field(default_factory=lambda: Executed())
+
+
+@dataclass
+class Executed:
+    """What this process really computed, for the verdict: tokens with padding, and time inside steps."""
+
+    real: int = 0
+    computed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A launched step whose device numbers have not been read yet."""
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    bad: Tensor
+    rate: float
+    tokens: int
+    supervised: int
+    began: float
+    segments: NDArray[np.int64]
+
+
+def run(job: Job) -> Outcome:
+    """Train from `job.state.step` to `job.plan.total_steps`.
+
+    Returns:
+        `done`, or `stopped` when a signal or a watcher asked for it; either way the last state is saved.
+
+    Raises:
+        UserError: too many steps were not finite, or the disk is full.
+    """
+    with stop_on_signals() as request:
+        job.policy.model.train()
+        if job.state.step == 0:
+            _sample(job)
+        pending: Pending | None = None
+        saved = job.state.step if job.state.step else None
+        while job.state.step < job.plan.total_steps:
+            launched = _step(job)
+            if pending is not None:
+                _read(job, pending)
+            pending = launched
+            faults.point("loop.step")
+            finished = job.state.step >= job.plan.total_steps
+            measure, sample, save = _due(job, finished)
+            stop = _agree(job, request)
+            if measure or sample or save or stop or finished or job.recipe.train.stop_at_loss is not None:
+                _read(job, pending)
+                pending = None
+            improved = measure and _evaluate(job)
+            if sample:
+                _sample(job)
+            enough = _enough(job)
+            if save or stop or finished or enough or improved:
+                _save(job)
+                saved = job.state.step
+            if stop:
+                return "stopped"
+            if enough:
+                break
+        if saved != job.state.step:
+            _save(job)
+        return "done"
+
+
+def _step(job: Job) -> Pending:
+    """Launch one optimizer step."""
+    began = time.perf_counter()
+    plan, state, world, store = job.plan, job.state, job.world, job.batches.store
+    segments = job.batches(state.step)
+    lengths = store.lengths[segments]
+    passes = lay_out(
+        segments, lengths, store.group[segments], micro_batch_tokens=plan.micro_batch_tokens, ranks=world.size
+    )[world.rank]
+    denominator = _denominator(job, segments)
+    rate = learning_rate(job.recipe.train, state.step, plan.total_steps)
+    loss = torch.zeros((), device=world.device)
+    job.optimizer.zero_grad()
+    for index, rows in enumerate(passes):
+        if len(rows):
+            reseed(DROPOUT, job.recipe.train.seed, state.step, index, world.rank)
+            loss += _forward_backward(job, make_batch(store, rows).to(world.device), denominator)
+    job.optimizer.reduce(world, loss)
+    update = job.optimizer.step(loss, rate)
+    state.step += 1
+    tokens, supervised = int(lengths.sum()), int(store.supervised[segments].sum())
+    return Pending(state.step, loss, update.grad_norm, update.bad, rate, tokens, supervised, began, segments)
+
+
+def _forward_backward(job: Job, batch: Batch, denominator: float) -> Tensor:
+    """One pass: its share of the global loss, with gradients left in the masters' buffers."""
+    scores = score(job.policy, batch, packing=job.plan.packing)
+    loss = job.objective(scores, batch).total / denominator
+    (loss * job.optimizer.scale if job.optimizer.half else loss).backward()
+    job.executed.real += len(batch)
+    job.executed.computed += job.policy.computed_tokens(batch, packing=job.plan.packing)
+    return loss.detach()
+
+
+def _denominator(job: Job, segments: NDArray[np.int64]) -> float:
+    """What the sums of this global batch are divided by; known before the first backward pass, on every rank."""
+    store = job.batches.store
+    kind = job.objective.denominator
+    if kind == "tokens":
+        return float(sum(float(store.segment(int(row))[1][1:].sum(dtype=np.float64)) for row in segments))
+    if kind == "examples":
+        return float(len(np.unique(store.example[segments])))
+    if kind == "pairs":
+        return float(len(np.unique(store.group[segments])))
+    return 1.0
+
+
+def _read(job: Job, pending: Pending) -> None:
+    """Wait for a launched step, count it and tell the watchers."""
+    loss, norm, bad = torch.stack([pending.loss, pending.grad_norm.to(pending.loss), pending.bad.to(pending.loss)]).tolist()
+    seconds = time.perf_counter() - pending.began
+    state = job.state
+    state.tokens += pending.tokens
+    state.supervised_tokens += pending.supervised
+    state.seconds += seconds
+    job.executed.seconds += seconds
+    if bad:
+        state.skipped += 1
+        if state.skipped >= job.recipe.train.max_bad_steps:
+            raise name_bad_rows(job.policy, job.batches.store, pending.segments, packing=job.plan.packing, steps=state.skipped)
+    else:
+        state.recent = [*state.recent, loss][-LOSS_WINDOW:]
+    if pending.step % job.recipe.train.log_every and pending.step != job.plan.total_steps:
+        return
+    record = StepRecord(
+        step=pending.step,
+        epoch=pending.step / job.plan.steps_per_epoch,
+        loss=loss,
+        learning_rate=pending.rate,
+        grad_norm=norm,
+        tokens=pending.tokens,
+        supervised_tokens=pending.supervised,
+        seconds=seconds,
+        tokens_per_second=pending.tokens / max(seconds, 1e-9),
+        skipped=bool(bad),
+    )
+    for callback in job.callbacks:
+        callback.on_step(record)
+
+
+def _due(job: Job, finished: bool) -> tuple[bool, bool, bool]:
+    """Whether to evaluate, to sample and to save after the step just taken."""
+    plan, step = job.plan, job.state.step
+    measure = plan.evaluate_every is not None and (finished or step % plan.evaluate_every == 0)
+    sample = plan.sample_every is not None and (finished or step % plan.sample_every == 0)
+    return measure, sample, step % plan.save_every == 0
+
+
+def _agree(job: Job, request: StopRequest) -> bool:
+    """Whether any rank was asked to stop; all ranks get the same answer."""
+    wish = torch.tensor(float(request.asked or any(callback.wants_stop() for callback in job.callbacks)))
+    if job.world.size > 1:
+        wish = wish.to(job.world.device)
+        job.world.sum_in_place([wish])
+    return bool(wish.item())
+
+
+def _enough(job: Job) -> bool:
+    """Whether `stop_at_loss` or early stopping ends the run."""
+    target, patience, recent = job.recipe.train.stop_at_loss, job.recipe.evaluate.patience, job.state.recent
+    low = target is not None and len(recent) == LOSS_WINDOW and sum(recent) / LOSS_WINDOW < target
+    return low or (patience is not None and job.state.stale_evaluations >= patience)
+
+
+def _evaluate(job: Job) -> bool:
+    """Measure the validation units; True when this is the best so far."""
+    assert job.validation is not None
+    plan, state = job.plan, job.state
+    measured = evaluate(
+        job.policy,
+        job.objective,
+        job.batches.store,
+        job.validation,
+        micro_batch_tokens=plan.micro_batch_tokens,
+        packing=plan.packing,
+        world=job.world,
+    )
+    best = state.best_loss is None or measured.loss < state.best_loss
+    if best:
+        state.best_loss, state.best_step, state.stale_evaluations = measured.loss, state.step, 0
+    else:
+        state.stale_evaluations += 1
+    record = EvaluationRecord(state.step, measured.loss, measured.perplexity, measured.accuracy, best)
+    for callback in job.callbacks:
+        callback.on_evaluate(record)
+    return best
+
+
+def _sample(job: Job) -> None:
+    """Answer the recipe's prompts on the main rank."""
+    if job.sample is not None and job.world.main:
+        job.policy.model.eval()
+        job.sample(job.state.step)
+        job.policy.model.train()
+
+
+def _save(job: Job) -> None:
+    """Write a checkpoint of the current step and delete those that are no longer needed."""
+    if job.world.main:
+        state = {
+            "train": job.state.to_json(),
+            "plan": job.plan.to_json(),
+            "fingerprint": fingerprint(job.world.device),
+            "store": job.batches.store.key,
+        }
+        folder = job.checkpoints.save(job.state.step, job.write_weights, job.optimizer.state(), state)
+        job.checkpoints.rotate(job.state.best_step)
+        for callback in job.callbacks:
+            callback.on_save(job.state.step, folder)
+    job.world.barrier()
