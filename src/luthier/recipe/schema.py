@@ -20,7 +20,14 @@ SCHEMA_VERSION = 1
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+    )
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -101,12 +108,21 @@ class Data(Section):
     def _short_forms(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        value = dict(value)
+        value = {key: part for key, part in value.items() if part is not None or key != "train"}
         if "train" in value:
             value["train"] = _sources(value["train"])
         if isinstance(value.get("validation"), list | tuple | dict):
             value["validation"] = _sources(value["validation"])
         return value
+
+    @model_validator(mode="after")
+    def _train_and_validation(self) -> Data:
+        if not self.train:
+            raise ValueError("`data.train` is an empty list")
+        value = self.validation
+        if isinstance(value, bool) or (isinstance(value, int) and value < 0) or (isinstance(value, float) and not 0 <= value < 1):
+            raise ValueError("`data.validation` should be a share below 1 (0.05), a count (200) or a file")
+        return self
 
 
 def _sources(value: Any) -> Any:
@@ -271,7 +287,7 @@ Report = Literal["tensorboard", "wandb", "mlflow", "swanlab"]
 class Recipe(Section):
     """The whole description of one run."""
 
-    version: Literal[1] = SCHEMA_VERSION
+    version: Literal[1] = 1
     """Version of this schema."""
     name: str | None = None
     """Name of the run and of its folder. Default: the recipe's file name with a number."""
@@ -299,10 +315,12 @@ class Recipe(Section):
     def _short_forms(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        value = dict(value)
-        for key in ("stage", "method"):
+        value = {key: part for key, part in value.items() if part is not None}
+        for key, default in (("stage", "sft"), ("method", "lora")):
             if isinstance(value.get(key), str):
                 value[key] = {"type": value[key]}
+            elif isinstance(value.get(key), dict):
+                value[key] = {"type": default, **value[key]}
         if isinstance(value.get("model"), str):
             value["model"] = {"path": value["model"]}
         return value

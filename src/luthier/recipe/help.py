@@ -1,0 +1,124 @@
+"""The help of every field of a recipe, taken from the schema: written once there, shown by the command line and the docs."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from luthier.recipe.document import Key
+from luthier.recipe.schema import Recipe, Section
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the recipe.
+
+    Args:
+        key: dotted key, e.g. `train.learning_rate`; the members of `data.train` stand below `data.train`.
+        type: its type in words, e.g. `whole number`, `auto | full | selective`.
+        default: the default as it would stand in YAML, or None when the field is required.
+        text: what it does.
+        only: the member of a union it belongs to (`lora` for `method.rank`), or None.
+    """
+
+    key: str
+    type: str
+    default: str | None
+    text: str
+    only: str | None = None
+
+
+@cache
+def fields() -> tuple[Field, ...]:
+    """Every field of the recipe in the order of the schema, sections before their parts."""
+    return tuple(_walk(Recipe, (), None))
+
+
+@cache
+def known_keys() -> tuple[str, ...]:
+    """All dotted keys, each once."""
+    return tuple(dict.fromkeys(field.key for field in fields()))
+
+
+def section_at(key: Key, tag: Any = None) -> type[Section] | None:
+    """The section whose fields may stand directly below `key`, if there is one; positions in lists are skipped.
+
+    Args:
+        key: a place in a recipe.
+        tag: the `type` there, which chooses among the members of a union. Default: the type that is taken when none is given.
+    """
+    section: type[Section] | None = Recipe
+    for part in key:
+        if isinstance(part, int):
+            continue
+        if section is None or part not in section.model_fields:
+            return None
+        info = section.model_fields[part]
+        members = _sections_in(info.annotation)
+        wanted = tag or getattr(info.default, "type", None)
+        section = next((m for m in members if _tag(m) == wanted), members[0] if members else None)
+    return section
+
+
+def _tag(section: type[Section]) -> str | None:
+    return section.model_fields["type"].default if "type" in section.model_fields else None
+
+
+def _walk(section: type[Section], key: Key, only: str | None) -> Iterator[Field]:
+    for name, info in section.model_fields.items():
+        place = (*key, name)
+        if name == "type" and only is not None:
+            continue
+        yield Field(".".join(map(str, place)), words(info.annotation), _default(info), info.description or "", only)
+        for member in _sections_in(info.annotation):
+            yield from _walk(member, place, _tag(member) or only)
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a type mentions, in order, each once."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, Section) else []
+    if get_origin(annotation) is Literal:
+        return []
+    return list(dict.fromkeys(found for part in get_args(annotation) for found in _sections_in(part)))
+
+
+_SIMPLE = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "empty"}
+
+
+def words(annotation: Any) -> str:
+    """A type in words: `whole number | auto`, `list of text`, `mapping`."""
+    if annotation in _SIMPLE:
+        return _SIMPLE[annotation]
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return words(parts[0])
+    if origin is Literal:
+        return " | ".join(str(part) for part in parts)
+    if origin in (Union, types.UnionType):
+        tags = [_tag(section) for section in _sections_in(annotation)]
+        if len(tags) == len(parts) and all(tags):
+            return " | ".join(map(str, tags))
+        return " | ".join(dict.fromkeys(words(part) for part in parts if part is not type(None)))
+    if origin is tuple:
+        inner = words(parts[0])
+        return f"list of ({inner})" if "|" in inner else f"list of {inner}"
+    return "mapping"
+
+
+def _default(info: FieldInfo) -> str | None:
+    if info.is_required():
+        return None
+    value = info.get_default(call_default_factory=True)
+    if isinstance(value, Section):
+        tag = getattr(value, "type", None)
+        return str(tag) if tag else "{}"
+    if isinstance(value, tuple):
+        value = list(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,120 @@
+"""From a file, a mapping and the command line to one validated `Recipe`.
+
+The order is: read the file, make its paths absolute, lay the overrides (`train.learning_rate=2e-4`) over it, validate. Every
+mistake is told in words with its place: `file:line` of the key, also when the value came from the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from luthier.errors import UserError
+from luthier.recipe.document import Key, dotted, parse_value, read_document
+from luthier.recipe.explain import Places, explain
+from luthier.recipe.paths import absolute_paths
+from luthier.recipe.schema import Recipe
+from luthier.recipe.shipped import shipped_recipes
+
+_SHORT = {("model",): "path", ("stage",): "type", ("method",): "type", ("data", "train"): "path", ("data", "validation"): "path"}
+"""Places where a bare name stands for a mapping with this one key."""
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file (YAML or JSON), or a shipped recipe by its name, e.g. `tiny/identity`.
+
+    Args:
+        path: the file.
+        overrides: `key.sub=value`, the value in YAML typing, laid over the file in this order.
+
+    Raises:
+        UserError: anything is wrong with the file or an override; one line for each mistake.
+    """
+    file = Path(path)
+    if not file.exists():
+        file = shipped_recipes().get(str(path), file)
+    document = read_document(file)
+    values = absolute_paths(document.values, file.parent)
+    given = [_parse_override(text) for text in overrides]
+    for key, value, text in given:
+        values = _lay_over(values, key, absolute_paths(value, Path.cwd(), key), text)
+    return _validate(values, Places(str(file), document.lines, {key: text for key, _, text in given}))
+
+
+def recipe_from(mapping: Mapping[str, Any], base: Path) -> Recipe:
+    """Validate a recipe given as a mapping, as from Python or the studio; its paths are relative to `base`.
+
+    Raises:
+        UserError: one line for each mistake, with its key.
+    """
+    return _validate(absolute_paths(dict(mapping), base), Places())
+
+
+def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str], base: Path | None = None) -> dict[str, Any]:
+    """Lay `key.sub=value` over a recipe's mapping; their paths are relative to `base` (default: the working directory).
+
+    A number in a key counts entries of a list: `data.train.0.weight=2`. `method.rank=4` keeps the other settings of `method`,
+    `method=full` takes the place of all of them.
+
+    Raises:
+        UserError: an override has no `=`, is not YAML, or reaches into something that has no parts.
+    """
+    values = dict(mapping)
+    for text in overrides:
+        key, value, _ = _parse_override(text)
+        values = _lay_over(values, key, absolute_paths(value, base or Path.cwd(), key), text)
+    return values
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every field written out; reading it back gives the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _parse_override(text: str) -> tuple[Key, Any, str]:
+    name, equals, written = text.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"`{text}` is not an override", hint="Write `key=value`, e.g. `train.learning_rate=2e-4`.")
+    try:
+        value = parse_value(written)
+    except yaml.YAMLError as error:
+        raise UserError(f"`{text}`: the value is not YAML", hint=f"Put it in quotes: `{name}='\"…\"'`.") from error
+    return tuple(int(part) if part.isdecimal() else part for part in parts), value, text
+
+
+def _lay_over(node: Any, key: Key, value: Any, text: str, place: Key = ()) -> Any:
+    """A copy of `node`, which stands at `place`, with `value` at `key` below it."""
+    if not key:
+        return value
+    head, rest = key[0], key[1:]
+    names = tuple(part for part in place if isinstance(part, str))
+    if names in _SHORT and isinstance(node, str | dict) and isinstance(head, int) and len(names) == 2:
+        node = [node]
+    elif names in _SHORT and isinstance(node, str):
+        node = {_SHORT[names]: node}
+    if node is None:
+        node = {}
+    if isinstance(node, list | tuple) and isinstance(head, int):
+        if head >= len(node):
+            raise UserError(f"`{dotted(place)}` has {len(node)} entries, counted from 0", where=text)
+        return [_lay_over(child, rest, value, text, (*place, i)) if i == head else child for i, child in enumerate(node)]
+    if isinstance(node, dict):
+        head = str(head)
+        return {**node, head: _lay_over(node.get(head), rest, value, text, (*place, head))}
+    kind = "a list: say which entry, e.g. `data.train.0.weight=2`" if isinstance(node, list | tuple) else f"`{node}`"
+    raise UserError(f"`{dotted(place)}` is {kind}, it has no `{head}`", where=text)
+
+
+def _validate(values: dict[str, Any], places: Places) -> Recipe:
+    version = values.get("version", 1)
+    if isinstance(version, int) and version > 1:
+        raise UserError(f"is written for recipe version {version}", where=places.file, hint="Install a newer Luthier.")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, values, places) from None
