@@ -177,7 +177,12 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def lay_out(
-    segments: NDArray[np.int64], lengths: NDArray[np.integer], groups: NDArray[np.integer], *, micro_batch_tokens: int, ranks: int = 1
+    segments: NDArray[np.int64],
+    lengths: NDArray[np.integer],
+    groups: NDArray[np.integer],
+    *,
+    micro_batch_tokens: int,
+    ranks: int = 1,
 ) -> list[list[NDArray[np.int64]]]:
     """Distribute a global batch over ranks and passes: `result[rank][pass]` is an array of segments, possibly empty.
 

@@ -62,7 +62,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, step: int, write_weights: Callable[[Path], None], tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    def save(
+        self, step: int, write_weights: Callable[[Path], None], tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> Path:
         """Write the checkpoint of `step` and return its folder.
 
         Args:
@@ -83,7 +85,9 @@ class Checkpoints:
             (temporary / "resume").mkdir(parents=True)
             write_weights(temporary)
             faults.point("checkpoint.mid-write")
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "resume" / "optimizer.safetensors")
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "resume" / "optimizer.safetensors"
+            )
             write_json(temporary / "resume" / "state.json", dict(state))
             faults.point("checkpoint.before-manifest")
             write_json(temporary / MANIFEST, _manifest(temporary))

@@ -41,6 +41,15 @@ Outcome = Literal["done", "stopped"]
 
 
 @dataclass
+class Executed:
+    """What this process really computed, for the verdict: tokens with padding, and time inside steps."""
+
+    real: int = 0
+    computed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Job:
     """Everything the loop works with.
 
@@ -73,16 +82,7 @@ class Job:
     world: World
     callbacks: Sequence[Callback] = ()
     sample: Callable[[int], None] | None = None
-    executed: Executed = field(default_factory=lambda: Executed())
-
-
-@dataclass
-class Executed:
-    """What this process really computed, for the verdict: tokens with padding, and time inside steps."""
-
-    real: int = 0
-    computed: int = 0
-    seconds: float = 0.0
+    executed: Executed = field(default_factory=Executed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +149,9 @@ def _step(job: Job) -> Pending:
     plan, state, world, store = job.plan, job.state, job.world, job.batches.store
     segments = job.batches(state.step)
     lengths = store.lengths[segments]
-    passes = lay_out(
-        segments, lengths, store.group[segments], micro_batch_tokens=plan.micro_batch_tokens, ranks=world.size
-    )[world.rank]
+    passes = lay_out(segments, lengths, store.group[segments], micro_batch_tokens=plan.micro_batch_tokens, ranks=world.size)[
+        world.rank
+    ]
     denominator = _denominator(job, segments)
     rate = learning_rate(job.recipe.train, state.step, plan.total_steps)
     loss = torch.zeros((), device=world.device)
