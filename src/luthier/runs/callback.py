@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from luthier.runs import lines
 from luthier.runs.records import Callback, EvaluationRecord, SampleRecord, StartInfo, StepRecord
@@ -73,7 +74,11 @@ class FolderCallback(Callback):
         self.writer.progress(checkpoint=step)
         self.writer.log(f"saved {place}")
 
-    def on_note(self, text: str) -> None:
+    def on_prepare(self, what: str, done: int, total: int) -> None:
+        """Progress in the status."""
+        self.writer.progress(preparing=what, prepared=done / total if total else None)
+
+    def on_note(self, text: str, shown: Any = None) -> None:
         """A `note` event."""
         self.writer.event("note", text=text)
         self.writer.log(text)

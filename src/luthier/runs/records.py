@@ -1,8 +1,8 @@
 """What a run tells those who watch it: a few frozen records, and the base class of watchers.
 
-The engine calls `on_start` once, then `on_step`, `on_evaluate`, `on_sample` and `on_save` as things happen, and `on_end` once, on
-rank 0 only. Everything that shows or keeps a run is such a callback: the run folder, the terminal, TensorBoard, the plot, and
-whatever a user passes to `luthier.train(recipe, callbacks=[…])`:
+`on_prepare` and `on_note` come at any time. The engine calls `on_start` once, then `on_step`, `on_evaluate`, `on_sample` and
+`on_save` as things happen, and `on_end` once, all on rank 0 only. Everything that shows or keeps a run is such a callback: the run
+folder, the terminal, TensorBoard, the plot, and whatever a user passes to `luthier.train(recipe, callbacks=[…])`:
 
 ```python
 class Quit(Callback):
@@ -124,8 +124,14 @@ class Callback:
     def on_save(self, step: int, folder: Path) -> None:
         """A checkpoint is complete in `folder`."""
 
-    def on_note(self, text: str) -> None:
-        """Something worth a line for people: the data report, the first decoded row, the verdict."""
+    def on_prepare(self, what: str, done: int, total: int) -> None:
+        """Work before training: `done` of `total` units of `what` (rows tokenised, say). Called often."""
+
+    def on_note(self, text: str, shown: Any = None) -> None:
+        """Something worth a line for people: the data report, the first decoded row, the verdict.
+
+        `shown` is the same for a terminal, where that differs: any rich renderable, such as text with colours.
+        """
 
     def on_end(self, state: str) -> None:
         """Training is over: `done`, `stopped` or `failed`."""
