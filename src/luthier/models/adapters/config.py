@@ -1,0 +1,239 @@
+"""Which layers of a model get an adapter, and of what rank: the settings of one adapter, in PEFT's terms.
+
+PEFT's `adapter_config.json` is the common tongue of adapters (vLLM, llama.cpp and transformers read it), so the rules by which it
+names layers are followed to the letter:
+
+* `target_modules` is a list of names (a module matches if its dotted name equals one or ends in `.name`), a regular expression for
+  the whole dotted name, or `all-linear`: every linear layer but the output head. Fused expert weights (Mixtral and others since
+  transformers 5) are bare parameters, not layers, and so are left out, as by PEFT;
+* `layers_to_transform` keeps only the given layer numbers;
+* `rank_pattern` and `alpha_pattern` give other values to layers whose name ends in a match of their key;
+* modules in `modules_to_save` are trained whole and get no adapter.
+
+Fields beyond these change what an adapter computes. One that is set to something is refused by name, for an adapter that is only
+nearly understood gives a model that is only nearly right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.errors import UserError, did_you_mean
+from luthier.models.adapters.lora import is_linear
+from luthier.recipe.schema import LoRA
+
+ALL_LINEAR = "all-linear"
+_Value = TypeVar("_Value", int, float)
+
+_INFORMATIVE = {
+    "peft_type", "peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping",
+    "fan_in_fan_out", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "runtime_config", "bias",
+    "init_lora_weights",
+}  # fmt: skip
+"""Fields of adapter_config.json that say nothing of the computation of a loaded adapter (or are checked apart)."""
+
+_HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
+"""Initialisations that touch the adapter alone. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights too."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """The settings of one LoRA adapter.
+
+    Attributes are named as in the recipe; `_FIELDS` maps them to PEFT's names. `target` is a tuple of names, a regular expression, or
+    `all-linear`; `layers` limits names (not an expression) to these layer numbers.
+    """
+
+    rank: int = 8
+    alpha: float = 8
+    dropout: float = 0.0
+    target: str | tuple[str, ...] = ALL_LINEAR
+    rslora: bool = False
+    dora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    exclude: str | tuple[str, ...] = ()
+
+    @classmethod
+    def from_method(cls, method: LoRA) -> AdapterConfig:
+        """The recipe's `method` section as adapter settings."""
+        return cls(
+            rank=method.rank,
+            alpha=method.alpha,
+            dropout=method.dropout,
+            target=method.target,
+            rslora=method.rslora,
+            dora=method.dora,
+            modules_to_save=method.modules_to_save,
+        )
+
+    @classmethod
+    def from_peft(cls, value: Mapping[str, Any], where: str) -> AdapterConfig:
+        """Read the content of an `adapter_config.json`.
+
+        Raises:
+            UserError: another kind of adapter, or a field that is set and not understood.
+        """
+        if value.get("peft_type") != "LORA":
+            raise UserError(
+                f"an adapter of type {value.get('peft_type')!r}; Luthier reads LoRA adapters",
+                where=where,
+                hint="Merge it into its base with PEFT first.",
+            )
+        _refuse_unknown(value, where)
+        known = {ours: value[theirs] for ours, theirs in _FIELDS.items() if value.get(theirs) not in (None, [], {}, "")}
+        for name in ("target", "exclude"):
+            if isinstance(known.get(name), list):
+                known[name] = tuple(known[name])
+        for name in ("modules_to_save", "layers", "layers_pattern"):
+            if name in known:
+                known[name] = tuple(known[name]) if isinstance(known[name], list) else (known[name],)
+        if isinstance(known.get("target"), str) and known["target"].lower() == ALL_LINEAR:
+            known["target"] = ALL_LINEAR
+        if "target" not in known:
+            raise UserError("`target_modules` is missing", where=where)
+        return cls(**known)
+
+    def to_peft(self, *, base: str, transposed: bool) -> dict[str, Any]:
+        """The content of an `adapter_config.json` that plain PEFT reads.
+
+        Args:
+            base: path or hub id of the base model.
+            transposed: whether the adapted layers store [in, out] (GPT-2's Conv1D).
+        """
+        fields = {theirs: asdict(self)[ours] for ours, theirs in _FIELDS.items()}
+        optional = ("modules_to_save", "layers_to_transform", "layers_pattern", "exclude_modules")
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "bias": "none",
+            "fan_in_fan_out": transposed,
+            "inference_mode": True,
+            "init_lora_weights": True,
+        } | {key: (value or None) if key in optional else value for key, value in fields.items()}
+
+    def rank_and_alpha(self, name: str) -> tuple[int, float]:
+        """Rank and alpha of the layer with this dotted name."""
+        return _pattern(self.rank_pattern, name, self.rank), _pattern(self.alpha_pattern, name, self.alpha)
+
+    def selects(self, name: str) -> bool:
+        """Whether the rules name this module (for `all-linear`, only whether they leave it in)."""
+        if self.exclude and _named(self.exclude, name):
+            return False
+        if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in self.modules_to_save):
+            return False
+        if self.target == ALL_LINEAR:
+            return True
+        return _named(self.target, name) and (not self.layers or self._layer(name) in self.layers)
+
+    def _layer(self, name: str) -> int | None:
+        """The layer number in a dotted name."""
+        for pattern in self.layers_pattern:
+            if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+                return int(match[1])
+        match = None if self.layers_pattern else re.match(r".*?\.[^.]*\.(\d+)\.", name)
+        return int(match[1]) if match else None
+
+
+_FIELDS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "target": "target_modules",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+    "modules_to_save": "modules_to_save",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
+    "layers": "layers_to_transform",
+    "layers_pattern": "layers_pattern",
+    "exclude": "exclude_modules",
+}
+"""Our name → PEFT's name of each field that changes what an adapter computes."""
+
+
+def target_layers(model: PreTrainedModel, config: AdapterConfig) -> dict[str, nn.Module]:
+    """The layers that get an adapter, by dotted name, in module order.
+
+    Raises:
+        UserError: nothing is matched, or something that is not a linear layer.
+    """
+    head = model.get_output_embeddings()
+    found = {name: module for name, module in model.named_modules() if name and config.selects(name)}
+    if config.target == ALL_LINEAR:
+        return {name: module for name, module in found.items() if is_linear(module) and module is not head}
+    for name, module in found.items():
+        if not is_linear(module):
+            raise UserError(
+                f"`{name}` is not a linear layer ({type(module).__name__}) and cannot get an adapter",
+                where="method.target",
+                hint="Use `method.modules_to_save` to train it whole.",
+            )
+    if not found:
+        raise _nothing_matched(model, config)
+    return found
+
+
+def check_names(model: PreTrainedModel, names: tuple[str, ...], where: str) -> None:
+    """Refuse names that fit no module at all.
+
+    Raises:
+        UserError: naming the first such name, and the nearest one that exists.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    for name in names:
+        if not any(module == name or module.endswith(f".{name}") for module in modules):
+            leaves = {module.rpartition(".")[2] for module in modules}
+            raise UserError(
+                f"no module of this model is called `{name}`",
+                where=where,
+                hint=did_you_mean(name, {leaf for leaf in leaves if not leaf.isdigit()}),
+            )
+
+
+def _nothing_matched(model: PreTrainedModel, config: AdapterConfig) -> UserError:
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)}
+    return UserError(
+        f"no linear layer of this model matches {config.target!r}",
+        where="method.target",
+        hint=f"Its linear layers are {', '.join(sorted(linear))}.",
+    )
+
+
+def _refuse_unknown(value: Mapping[str, Any], where: str) -> None:
+    known = _INFORMATIVE | set(_FIELDS.values())
+    active = [key for key, content in value.items() if key not in known and content not in (None, False, [], {}, "")]
+    if value.get("bias", "none") != "none":
+        active.append("bias")
+    if value.get("init_lora_weights", True) not in _HARMLESS_INITS:
+        active.append("init_lora_weights")
+    if active:
+        raise UserError(
+            f"the adapter uses {', '.join(f'`{key}: {value[key]}`' for key in active)}, which Luthier does not read",
+            where=where,
+            hint="Merge it into its base with PEFT first.",
+        )
+
+
+def _named(rule: str | tuple[str, ...], name: str) -> bool:
+    if isinstance(rule, str):
+        return re.fullmatch(rule, name) is not None
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in rule)
+
+
+def _pattern(patterns: Mapping[str, _Value], name: str, default: _Value) -> _Value:
+    """The value of the first key that matches the end of the name."""
+    for key, value in patterns.items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default

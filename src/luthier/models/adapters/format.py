@@ -1,0 +1,128 @@
+"""Adapter folders in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
+
+A tensor's key is its parameter's dotted name behind `base_model.model.`, with `.lora_A.weight`, `.lora_B.weight` or
+`.lora_magnitude_vector` after the layer's name, and the module's own names for what is trained whole. Files are written in float32, so
+that nothing is lost of the values that the optimizer holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from luthier.errors import UserError
+from luthier.models.adapters.config import ALL_LINEAR, AdapterConfig
+from luthier.models.adapters.insert import adapter_config
+from luthier.models.adapters.lora import adapted_layers
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def file_keys(model: nn.Module) -> dict[str, str]:
+    """Name of each trained parameter → its key in the adapter file."""
+    return {name: _key(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def write_adapter(folder: Path, model: PreTrainedModel, values: Mapping[str, Tensor] | None = None) -> None:
+    """Write the adapter in `model` as a PEFT folder.
+
+    Args:
+        folder: created if absent.
+        model: holds the adapter and says how its tensors are called.
+        values: values to write by parameter name (such as float32 masters); default: those in the model.
+    """
+    config = adapter_config(model)
+    assert config is not None, "the model has no adapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = values if values is not None else dict(model.named_parameters())
+    tensors = {key: source[name].detach().to("cpu", torch.float32).contiguous() for name, key in file_keys(model).items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    layers = adapted_layers(model)
+    transposed = any(isinstance(layer.base_layer, Conv1D) for layer in layers.values())
+    content = config.to_peft(base=model.config.name_or_path or model.name_or_path, transposed=transposed)
+    if config.target == ALL_LINEAR:
+        content["target_modules"] = _spelled_out(model, list(layers))
+    text = json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """The settings of the adapter in a folder.
+
+    Raises:
+        UserError: no adapter there, or one that uses what Luthier does not read.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no adapter here: `{CONFIG_FILE}` is missing", where=str(folder)) from None
+    except ValueError as error:
+        raise UserError(f"not valid JSON ({error})", where=str(file)) from None
+    return AdapterConfig.from_peft(value, str(file))
+
+
+def read_values(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors of an adapter folder by parameter name, as stored, on the CPU.
+
+    Raises:
+        UserError: the file is missing or torn, or its tensors are not those of the adapter in `model`.
+    """
+    file = folder / WEIGHTS_FILE
+    tensors = _load(file)
+    names = file_keys(model)
+    if missing := [key for key in names.values() if key not in tensors]:
+        raise UserError(f"{len(missing)} tensors are missing, such as `{missing[0]}`", where=str(file))
+    if extra := sorted(set(tensors) - set(names.values())):
+        raise UserError(
+            f"{len(extra)} tensors belong to nothing in this model, such as `{extra[0]}`",
+            where=str(file),
+            hint="Is it the right base model?",
+        )
+    parameters = dict(model.named_parameters())
+    for name, key in names.items():
+        if tensors[key].shape != parameters[name].shape:
+            found, wanted = list(tensors[key].shape), list(parameters[name].shape)
+            raise UserError(
+                f"`{key}` has shape {found}, the model needs {wanted}", where=str(file), hint="Is it the right base model?"
+            )
+    return {name: tensors[key] for name, key in names.items()}
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        pickled = file.with_name("adapter_model.bin").is_file()
+        raise UserError(
+            f"`{file.name}` is missing",
+            where=str(file.parent),
+            hint="Only safetensors are read; save the adapter anew with a recent PEFT." if pickled else None,
+        )
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"not a whole safetensors file ({error})", where=str(file)) from None
+
+
+def _key(name: str) -> str:
+    return f"{PREFIX}{name}.weight" if name.endswith((".lora_A", ".lora_B")) else f"{PREFIX}{name}"
+
+
+def _spelled_out(model: nn.Module, layers: list[str]) -> list[str]:
+    """`all-linear` as names: last parts where they say exactly these layers, else the full dotted names."""
+    short = sorted({name.rpartition(".")[2] for name in layers})
+    meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
+    return short if meant == set(layers) else layers

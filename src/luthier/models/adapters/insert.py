@@ -1,0 +1,90 @@
+"""Put an adapter into a model: freeze everything, stand a `LoRALinear` beside each chosen layer, train some modules whole.
+
+A module that is trained whole (`modules_to_save`) is replaced by its copy, under its own name; the frozen original is kept aside for
+`without_adapters`. With tied embeddings the copy is of its own: training `embed_tokens` leaves the head at the base's values, and
+the other way round, as in PEFT.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.errors import UserError
+from luthier.models.adapters.config import AdapterConfig, check_names, target_layers
+from luthier.models.adapters.lora import ORIGINAL, LoRALinear, Original, adapted_layers, replace_module
+
+CONFIG_ATTRIBUTE = "luthier_adapter"
+"""Attribute of a model that holds the `AdapterConfig` of the adapter in it."""
+
+
+def insert_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int | None) -> None:
+    """Freeze `model` and put an adapter into it, in place.
+
+    Args:
+        model: a model without adapter.
+        config: which layers, and how.
+        seed: seed of the first values of A, drawn layer by layer in module order; None leaves them at zero, to be loaded.
+
+    Raises:
+        UserError: a name fits no module, or the model carries an adapter already.
+    """
+    if adapted_layers(model):
+        raise UserError("the model carries an adapter already", where="model.adapter", hint="Merge it first.")
+    check_names(model, config.modules_to_save, "method.modules_to_save")
+    layers = target_layers(model, config)
+    model.requires_grad_(False)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    if layers.get(_head_name(model), None) is not None and config.dropout:
+        raise UserError("an adapter on the output head works without dropout only", where="method.dropout", hint="Set it to 0.")
+    for name, layer in layers.items():
+        rank, alpha = config.rank_and_alpha(name)
+        adapter = LoRALinear(
+            layer,
+            rank,
+            alpha,
+            dropout=config.dropout,
+            rslora=config.rslora,
+            dora=config.dora,
+            dtype=_compute_dtype(layer, model),
+            generator=generator,
+        )
+        replace_module(model, name, adapter.train(layer.training))
+    for name in _saved_modules(model, config):
+        _train_whole(model, name)
+    object.__setattr__(model, CONFIG_ATTRIBUTE, config)
+
+
+def adapter_config(model: nn.Module) -> AdapterConfig | None:
+    """The settings of the adapter in `model`, or None when it has none."""
+    return getattr(model, CONFIG_ATTRIBUTE, None)
+
+
+def _compute_dtype(layer: nn.Module, model: PreTrainedModel) -> torch.dtype:
+    dtype: torch.dtype = layer.weight.dtype  # type: ignore[union-attr, assignment]
+    return dtype if dtype.is_floating_point else model.dtype
+
+
+def _head_name(model: PreTrainedModel) -> str:
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), "") if head is not None else ""
+
+
+def _saved_modules(model: nn.Module, config: AdapterConfig) -> list[str]:
+    """Modules trained whole: names that end in one of `modules_to_save`, outermost first, none inside another."""
+    found: list[str] = []
+    for name, _ in model.named_modules(remove_duplicate=False):
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name and not inside and name.endswith(config.modules_to_save or ("\0",)):
+            found.append(name)
+    return found
+
+
+def _train_whole(model: nn.Module, name: str) -> None:
+    original = model.get_submodule(name)
+    trained = copy.deepcopy(original).requires_grad_(True)
+    setattr(trained, ORIGINAL, Original(original))
+    replace_module(model, name, trained)

@@ -1,0 +1,154 @@
+"""From the name of a model to a folder on this disk.
+
+A name is `tiny` (the embedded model), a folder, or a hub id. Hub models are fetched by the hub's own library into its own cache, so
+what other tools have downloaded is used, a torn download is taken up where it broke, and the environment is honoured as everywhere:
+`HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME`; for ModelScope `MODELSCOPE_API_TOKEN`, `MODELSCOPE_CACHE`, and
+`USE_MODELSCOPE_HUB=1` to make it the default. Only config, tokenizer and safetensors files are fetched: no code, no pickles.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from luthier.errors import UserError
+
+Hub = Literal["auto", "huggingface", "modelscope"]
+
+TINY = "tiny"
+FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "vocab*", "merges.txt"]
+"""Patterns of the files that a model or an adapter is made of."""
+CODE_AND_PICKLES = ["*.py", "*.bin", "*.pt", "*.pth", "original/*", "onnx/*", "consolidated*"]
+"""Never fetched, also where a pattern above fits."""
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def fetch(path: str, *, hub: Hub = "auto", revision: str | None = None) -> Path:
+    """The folder of a model, tokenizer or adapter, downloaded if need be.
+
+    Args:
+        path: `tiny`, a folder, or a hub id.
+        hub: where a hub id is looked up; `auto` is Hugging Face, or ModelScope with `USE_MODELSCOPE_HUB=1`.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        UserError: no such folder, no such model, no access to it, or no network; always with what to do.
+    """
+    if path == TINY:
+        return _embedded()
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_file():
+        raise UserError("a file, but a model is a folder", where=path, hint="Give the folder it lies in.")
+    if not _HUB_ID.fullmatch(path):
+        raise UserError(
+            "no such folder", where=path, hint="Give an existing model folder, a hub id such as `owner/model`, or `tiny`."
+        )
+    if hub == "modelscope" or (hub == "auto" and os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "yes")):
+        return _from_modelscope(path, revision)
+    return _from_huggingface(path, revision)
+
+
+def login(token: str, hub: Hub = "auto") -> str:
+    """Store an access token where the hub's library keeps it.
+
+    Returns:
+        The hub's name, for a message.
+
+    Raises:
+        UserError: the hub refuses the token, or its library is not installed.
+    """
+    if hub == "modelscope" or (hub == "auto" and os.environ.get("USE_MODELSCOPE_HUB") == "1"):
+        api = _modelscope().hub.api.HubApi()
+        try:
+            api.login(token)
+        except Exception as error:  # the library raises its own, requests' and plain ones
+            raise UserError(
+                f"ModelScope refused the token ({_first_line(error)})", hint="Make a new one on modelscope.cn."
+            ) from error
+        return "ModelScope"
+    import huggingface_hub
+
+    try:
+        huggingface_hub.login(token=token, add_to_git_credential=False)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"Hugging Face refused the token ({_first_line(error)})", hint="Make a new one at huggingface.co/settings/tokens."
+        ) from error
+    return "Hugging Face"
+
+
+def _embedded() -> Path:
+    folder = Path(__file__).with_name(TINY)
+    if not (folder / "config.json").is_file():
+        raise UserError("the embedded model is missing from this installation", where=TINY, hint="Install Luthier again.")
+    return folder
+
+
+def _from_huggingface(name: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=CODE_AND_PICKLES)
+        )
+    except errors.GatedRepoError:
+        raise UserError(
+            "this model is gated",
+            where=name,
+            hint=f"Ask for access at https://huggingface.co/{name}, then set HF_TOKEN or run `luthier login`.",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"no revision `{revision}` on Hugging Face", where=name, hint="Check `model.revision`.") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            "no such folder, and no such model on Hugging Face",
+            where=name,
+            hint="Check the name; for a private model set HF_TOKEN or run `luthier login`.",
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise UserError(
+            "no such folder, the model is not in the cache, and the hub cannot be reached",
+            where=name,
+            hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder.",
+        ) from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"the download failed ({_first_line(error)})", where=name, hint="Run it again; it goes on from here."
+        ) from error
+
+
+def _from_modelscope(name: str, revision: str | None) -> Path:
+    library = _modelscope()
+    try:
+        return Path(library.snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=CODE_AND_PICKLES))
+    except Exception as error:  # the library raises its own, requests' and plain ones
+        raise UserError(
+            f"ModelScope did not give the model ({_first_line(error)})",
+            where=name,
+            hint="Check the name; for a private or gated model set MODELSCOPE_API_TOKEN or run `luthier login`.",
+        ) from error
+
+
+def _modelscope():  # type: ignore[no-untyped-def]
+    """The ModelScope library, logged in with `MODELSCOPE_API_TOKEN` if that is set."""
+    if importlib.util.find_spec("modelscope") is None:
+        raise UserError(
+            "the ModelScope hub needs its library", where="model.hub", hint="Install it with `pip install 'luthier[modelscope]'`."
+        )
+    import modelscope
+    import modelscope.hub.api
+
+    if token := os.environ.get("MODELSCOPE_API_TOKEN"):
+        modelscope.hub.api.HubApi().login(token)
+    return modelscope
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,165 @@
+"""Load a model folder: the architecture from transformers, the weights from safetensors, and nothing taken on trust.
+
+transformers loads what it can and warns of the rest: weights that are missing from the files are drawn at random. Here each such
+warning is an error, because a half-random model trains without complaint.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from luthier.errors import UserError
+from luthier.models.hub import fetch
+from luthier.recipe.schema import Model, Quantization
+
+
+def load_model(section: Model, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model that a recipe's `model` section names, in eval mode, without cache, every parameter trainable.
+
+    Args:
+        section: path or hub id, attention, quantisation. `adapter` is not applied here (see `methods.apply_method`).
+        dtype: type of the weights.
+        device: where they go.
+
+    Raises:
+        UserError: nothing there, a broken config, weights that are missing or not safetensors, an option that is not installed.
+    """
+    folder = fetch(section.path, hub=section.hub, revision=section.revision)
+    config = read_config(folder)
+    check_weights(folder)
+    options: dict[str, Any] = {"attn_implementation": attention(section.attention, config, dtype=dtype, device=device)}
+    if section.quantization is not None:
+        options |= _quantised(section.quantization, config, dtype, device)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        **options,
+    )
+    if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise UserError(
+            f"{len(missing)} weights are missing or of another shape, such as `{missing[0]}`",
+            where=str(folder),
+            hint="Are all its files there?",
+        )
+    model.config.use_cache = False
+    return model.eval() if section.quantization is not None else model.to(device).eval()
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The config of a model folder.
+
+    Raises:
+        UserError: no folder, no `config.json`, a broken one, or an architecture that transformers does not have.
+    """
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        kind = content["model_type"]
+    except FileNotFoundError:
+        raise UserError("not a model folder: `config.json` is missing", where=str(folder)) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"not a usable model config ({type(error).__name__}: {error})", where=str(file)) from None
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever a broken config makes transformers raise
+        raise UserError(
+            f"transformers cannot read this config of type `{kind}` ({_first_line(error)})", where=str(file)
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"`{kind}` is not a causal language model", where=str(file))
+    return config
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder without safetensors, or one whose index names files that are not there.
+
+    Raises:
+        UserError: saying which.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"not a usable index ({type(error).__name__}: {error})", where=str(index)) from None
+        if absent := sorted(name for name in shards if not (folder / name).is_file()):
+            raise UserError(f"{len(absent)} of {len(shards)} weight files are missing, such as `{absent[0]}`", where=str(folder))
+    elif not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        raise UserError(
+            "no safetensors weights here" + (", only pickled ones" if pickled else ""),
+            where=str(folder),
+            hint="Luthier never unpickles; convert the model to safetensors with transformers first." if pickled else None,
+        )
+
+
+def attention(choice: str, config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device) -> str:
+    """The attention implementation to load with: the user's, or the fastest that is installed and computes the same.
+
+    Soft-capped attention (Gemma-2) has no SDPA form; there `auto` is eager unless FlashAttention is at hand.
+
+    Raises:
+        UserError: the user's choice is not installed or not possible for this model.
+    """
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    sdpa = bool(getattr(architecture, "_supports_sdpa", False))
+    half = dtype in (torch.bfloat16, torch.float16)
+    installed = importlib.util.find_spec("flash_attn") is not None
+    flash = bool(getattr(architecture, "_supports_flash_attn", False)) and installed and half and device.type == "cuda"
+    if choice == "auto":
+        return "flash_attention_2" if flash else "sdpa" if sdpa else "eager"
+    if choice == "flash_attention_2" and not flash:
+        raise UserError(
+            "FlashAttention 2 needs the package `flash-attn`, a CUDA device, half precision and a model that supports it",
+            where="model.attention",
+            hint="Use `auto`.",
+        )
+    if choice == "sdpa" and not sdpa:
+        raise UserError(f"{architecture.__name__} has no SDPA attention", where="model.attention", hint="Use `auto`.")
+    return choice
+
+
+def _quantised(section: Quantization, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "quantisation needs bitsandbytes",
+            where="model.quantization",
+            hint="Install it with `pip install 'luthier[quantize]'`.",
+        )
+    from transformers import BitsAndBytesConfig
+
+    if section.bits == 8:
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=section.double,
+        )
+        _check_blocks(config)
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def _check_blocks(config: PreTrainedConfig) -> None:
+    """NF4 packs inputs in blocks of 64; the CPU kernel fails in the middle of a forward pass when a layer does not fit."""
+    for field in ("hidden_size", "intermediate_size"):
+        size = getattr(config.get_text_config(), field, None)
+        if isinstance(size, int) and size % 64:
+            raise UserError(f"4-bit weights need sizes divisible by 64, and {field} is {size}", where="model.quantization")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,131 @@
+"""Which weights move: `full`, `freeze` and `lora` applied to a model.
+
+A method freezes what stays, adds what is new, and hands back the trained parameters by name in the model's own order. That order is
+part of a run's state (optimizer moments are stored by it), so it depends on the model and the recipe alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.errors import UserError
+from luthier.models.adapters.config import AdapterConfig, check_names
+from luthier.models.adapters.format import read_config, read_values
+from luthier.models.adapters.insert import insert_adapter
+from luthier.models.adapters.merge import merge
+from luthier.models.checkpointing import decoder_layers
+from luthier.recipe.schema import Freeze, Full, LoRA, Method
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """The trained parameters.
+
+    Attributes:
+        parameters: name → parameter, in module order; a shared (tied) one appears once.
+        total: numbers in the whole model, adapters included.
+        count: numbers that are trained.
+        notes: what the user should know, a sentence each.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    total: int
+    count: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.count:,} of {self.total:,} parameters are trained ({self.count / self.total:.2%})"
+
+
+def apply_method(model: PreTrainedModel, method: Method, *, seed: int, adapter: Path | None = None) -> Trainable:
+    """Make `model` ready for training, in place.
+
+    Args:
+        model: a plain model.
+        method: the recipe's `method` section.
+        seed: seed of an adapter's first values.
+        adapter: folder of an adapter to continue from. With `lora` its own settings hold (but the recipe's dropout); with
+            `full` and `freeze` it is merged first.
+
+    Raises:
+        UserError: a name that fits nothing, or an adapter that does not fit.
+    """
+    notes: tuple[str, ...] = ()
+    if isinstance(method, LoRA):
+        notes = _lora(model, method, seed, adapter)
+    else:
+        if adapter is not None:
+            load_adapter(model, adapter)
+            merge(model)
+        if isinstance(method, Full):
+            model.requires_grad_(True)
+        else:
+            _freeze(model, method)
+    return trainable(model, notes)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0) -> AdapterConfig:
+    """Put the adapter of a PEFT folder into `model`, in place, and return its settings.
+
+    Raises:
+        UserError: no adapter there, one that Luthier does not read, or one of another base model.
+    """
+    config = replace(read_config(folder), dropout=dropout)
+    insert_adapter(model, config, seed=None)
+    parameters = dict(model.named_parameters())
+    for name, value in read_values(folder, model).items():
+        parameters[name].data.copy_(value)
+    return config
+
+
+def trainable(model: nn.Module, notes: tuple[str, ...] = ()) -> Trainable:
+    """The parameters of `model` that require gradients, and how many they are."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise UserError("nothing is trained", where="method", hint="Choose layers, modules, embeddings or the head.")
+    return Trainable(trained, sum(map(_size, model.parameters())), sum(map(_size, trained.values())), notes)
+
+
+def _lora(model: PreTrainedModel, method: LoRA, seed: int, adapter: Path | None) -> tuple[str, ...]:
+    wanted = AdapterConfig.from_method(method)
+    if adapter is None:
+        if isinstance(method.target, tuple):
+            check_names(model, method.target, "method.target")
+        insert_adapter(model, wanted, seed=seed)
+        return ()
+    found = load_adapter(model, adapter, dropout=method.dropout)
+    if found == replace(wanted, target=found.target):
+        return ()
+    return (f"the adapter keeps its own settings: rank {found.rank}, alpha {found.alpha:g}; those of `method` are not used",)
+
+
+def _freeze(model: PreTrainedModel, method: Freeze) -> None:
+    """Train the chosen decoder layers, modules, embeddings and head; freeze the rest."""
+    layers = decoder_layers(model)
+    if abs(method.layers) > len(layers):
+        raise UserError(f"the model has {len(layers)} layers, not {abs(method.layers)}", where="method.layers")
+    check_names(model, method.modules, "method.modules")
+    model.requires_grad_(False)
+    chosen = layers[: -method.layers] if method.layers < 0 else layers[len(layers) - method.layers :]
+    chosen += [module for name, module in model.named_modules() if name and _ends_in(name, method.modules)]
+    if method.embeddings:
+        chosen.append(model.get_input_embeddings())
+    if method.head:
+        chosen.append(model.get_output_embeddings())
+    for module in chosen:
+        module.requires_grad_(True)
+
+
+def _ends_in(name: str, suffixes: tuple[str, ...]) -> bool:
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter; bitsandbytes packs two 4-bit ones in a byte."""
+    if type(parameter).__name__ == "Params4bit":
+        return parameter.numel() * 2 * parameter.element_size()
+    return parameter.numel()

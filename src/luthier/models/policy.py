@@ -1,0 +1,207 @@
+r"""The policy: a model that learns, seen through the three things that training needs of it.
+
+* `hidden(batch)`: the states that the output head reads, [T, H], in the order of the batch's tokens. Never logits.
+* `head`: how logits come from them (`luthier.models.head`).
+* `trainable`: the parameters that move, and `save`/`read` to write them as an ordinary folder and get them back.
+
+A batch is ragged: S segments end to end. Where the probe has shown that segments in one row do not see each other, the whole batch is
+one row of T tokens, with positions that restart and *no* attention mask and *no* cache (either of them makes transformers drop its
+block-diagonal mask, and segments leak). Elsewhere segments of like length are padded to the right into rectangles, run with an
+attention mask, and gathered back. Both give the same states to rounding, so how a batch is executed never changes what is learnt.
+
+Cost: in one row attention is computed over T² pairs and the mask takes T² bytes, though only the blocks Σ L² count; beside the
+linear layers that is small while T is a few times the hidden size. Padding wastes at most a fifth of its positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from luthier.models.adapters.format import read_values, write_adapter
+from luthier.models.adapters.insert import adapter_config
+from luthier.models.head import Head, decoder, describe, live
+from luthier.models.methods import Trainable, trainable
+from luthier.models.probe import Isolation, probe_isolation
+
+if TYPE_CHECKING:
+    from luthier.data.batch import Batch
+
+WASTE = 0.2
+"""Largest share of padding in a rectangle of segments."""
+SLACK = 64
+"""Padding in tokens that is always allowed: it costs less than another forward pass."""
+
+
+class Savable(Protocol):
+    """What can write itself beside a model: a tokenizer."""
+
+    def save(self, folder: Path) -> None:
+        """Write the files that plain transformers loads."""
+
+
+class Policy:
+    """A causal language model in training.
+
+    Args:
+        model: the model with its method applied (`methods.apply_method`).
+        trained: its trained parameters; default: all that require gradients.
+
+    Attributes:
+        model: the transformers model.
+        trainable: the trained parameters.
+        isolation: whether segments may share a row, and why.
+        notes: sentences for the run's log (fallbacks taken).
+    """
+
+    def __init__(self, model: PreTrainedModel, trained: Trainable | None = None) -> None:
+        self.model = model
+        self.trainable = trained or trainable(model)
+        self._head = describe(model)
+        self.isolation: Isolation = probe_isolation(model)
+        self.notes = self.trainable.notes + ((self._head.note,) if self._head.note else ())
+
+    @property
+    def head(self) -> Head:
+        """The output head with its present weight; take it anew for every forward pass."""
+        return live(self.model, self._head)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention implementation in use."""
+        return str(self.model.config._attn_implementation)
+
+    def hidden(self, batch: Batch, *, packing: bool) -> Tensor:
+        """Final hidden states [T, H] of a batch, in the model's dtype, in the order of `batch.tokens`.
+
+        Args:
+            batch: on the model's device.
+            packing: one row without padding, where the model isolates segments; else (or if it does not) padded rectangles.
+        """
+        if packing and self.isolation.ok:
+            return self._run(input_ids=batch.tokens[None], position_ids=batch.positions[None])[0]
+        lengths = torch.diff(batch.cu_seqlens).tolist()
+        starts = batch.cu_seqlens.tolist()
+        pieces, order = [], []
+        for rows in rectangles(lengths):
+            index = _padded_index([starts[row] for row in rows], [lengths[row] for row in rows]).to(batch.tokens.device)
+            real = index >= 0
+            tokens = batch.tokens[index.clamp_min(0)]
+            states = self._run(input_ids=tokens, attention_mask=real.long()) if not real.all() else self._run(input_ids=tokens)
+            pieces.append(states[real])
+            order.append(index[real])
+        return torch.cat(pieces)[torch.cat(order).argsort()]
+
+    def computed_tokens(self, batch: Batch, *, packing: bool) -> int:
+        """Positions that `hidden` computes for this batch, padding included."""
+        if packing and self.isolation.ok:
+            return len(batch)
+        lengths = torch.diff(batch.cu_seqlens).tolist()
+        return sum(len(rows) * lengths[rows[0]] for rows in rectangles(lengths))
+
+    def _run(self, **inputs: Tensor) -> Tensor:
+        return decoder(self.model)(**inputs, use_cache=False).last_hidden_state
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, tokenizer: Savable | None = None) -> None:
+        """Write an ordinary folder: PEFT's for an adapter (float32), transformers' for the rest (in the model's dtype).
+
+        Args:
+            folder: created if absent.
+            weights: values of the trained parameters by name, such as float32 masters; default: the model's own.
+            tokenizer: written beside.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if adapter_config(self.model) is not None:
+            write_adapter(folder, self.model, weights)
+        else:
+            save_model(self.model, folder, weights)
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """The trained tensors of a folder that `save` wrote, by parameter name, in the file's dtype, on the CPU.
+
+        Raises:
+            UserError: they are not all there, or do not fit this model.
+        """
+        if adapter_config(self.model) is not None:
+            return read_values(folder, self.model)
+        stored = _parameters_of(folder)
+        return {name: stored[name] for name in self.trainable.parameters}
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Put the trained tensors of a folder back into the model, in its dtype."""
+        for name, value in self.read(folder).items():
+            self.trainable.parameters[name].copy_(value)
+
+    def describe(self) -> str:
+        """One line: how much is trained, in what type, with which attention, packed or padded."""
+        way = "packed" if self.isolation.ok else f"padded ({self.isolation.reason})"
+        return f"{self.trainable}, {str(self.dtype).removeprefix('torch.')}, {self.attention} attention, {way}"
+
+
+def save_model(
+    model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None = None, *, max_shard_size: str = "5GB"
+) -> None:
+    """Write a plain model as a transformers folder: config, generation config, safetensors; tied weights once.
+
+    Args:
+        model: without adapter (merge first).
+        folder: created if absent.
+        weights: values to write in place of the model's own, by parameter name; each is cast to its parameter's dtype.
+        max_shard_size: largest file, such as `2GB`.
+    """
+    given = weights or {}
+    cast = {id(parameter): given[name].to(parameter) for name, parameter in model.named_parameters() if name in given}
+    state = {name: cast.get(id(value), value) for name, value in model.state_dict(keep_vars=True).items()}
+    model.save_pretrained(
+        folder, state_dict={name: value.detach() for name, value in state.items()}, max_shard_size=max_shard_size
+    )
+
+
+def rectangles(lengths: Sequence[int]) -> list[list[int]]:
+    """Group segments of like length for padding: lists of segment numbers, longest first.
+
+    A segment joins the rectangle of the next longer ones while the padding in it stays below `WASTE` of its area (or `SLACK` tokens).
+    """
+    groups: list[list[int]] = []
+    width = padding = 0
+    for segment in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        padding += width - lengths[segment]
+        if groups and padding <= max(SLACK, WASTE * width * (len(groups[-1]) + 1)):
+            groups[-1].append(segment)
+        else:
+            groups.append([segment])
+            width, padding = lengths[segment], 0
+    return groups
+
+
+def _padded_index(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """Flat token index int64 [rows, longest] of right-padded segments; -1 where there is padding."""
+    column = torch.arange(max(lengths))
+    index = torch.tensor(starts)[:, None] + column
+    return index.masked_fill(column >= torch.tensor(lengths)[:, None], -1)
+
+
+def _parameters_of(folder: Path) -> dict[str, Tensor]:
+    """The parameters of a transformers folder under the names that the loaded model gives them (experts fused, and so on)."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
