@@ -199,7 +199,7 @@ def lay_out(
     _, member = np.unique(groups, return_inverse=True)
     sizes = np.bincount(member, weights=lengths).astype(np.int64)
     order = np.lexsort((np.arange(len(sizes)), -sizes))
-    passes = max(1, -(-int(sizes.sum()) // (ranks * micro_batch_tokens)))
+    passes = min(-(-int(sizes.sum()) // (ranks * micro_batch_tokens)), -(-len(sizes) // ranks))
     while (placed := _fill(sizes, order, passes * ranks, micro_batch_tokens)) is None:
         passes += 1
     bin_of_segment = placed[member]
