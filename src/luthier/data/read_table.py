@@ -1,0 +1,92 @@
+"""Rows of tables: csv and parquet. A row is a mapping from column names to values.
+
+The line of a csv row is where it begins: quoted fields may hold line ends. A row with more or fewer fields than the header is a
+problem and not padded, since nobody can tell which field is missing. Parquet has no lines; its rows are numbered from 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from luthier.data.examples import Origin
+from luthier.data.problems import RowProblem
+from luthier.data.read_json import Row
+from luthier.data.textfile import open_bytes, read_lines, shown
+from luthier.errors import UserError
+
+_BATCH = 1024
+
+
+class _Feed:
+    """The lines of a file for `csv.reader`, which asks for just as many as a row needs."""
+
+    def __init__(self, path: Path) -> None:
+        self.lines = read_lines(path)
+        self.number = 0
+        self.problem: RowProblem | None = None
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        self.number, line = next(self.lines)
+        if isinstance(line, RowProblem):
+            self.problem = line
+            return "\n"
+        return line
+
+
+def read_csv(path: Path, delimiter: str | None = None) -> Iterator[Row]:
+    """Rows of a csv file with a header; its delimiter is `delimiter`, or the one of comma, semicolon and tab the header uses."""
+    csv.field_size_limit(sys.maxsize)
+    feed, file = _Feed(path), shown(path)
+    header_line = next((line for line in feed if line.strip()), "")
+    delimiter = delimiter or max(",;\t", key=header_line.count)
+    header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
+    doubled = [name for name in header if header.count(name) > 1]
+    if doubled:
+        raise UserError(f"column `{doubled[0]}` is there twice", where=f"{file}:{feed.number}")
+    reader, row = csv.reader(feed, delimiter=delimiter, strict=True), 0
+    while True:
+        line = feed.number + 1
+        feed.problem = None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Origin(file, line, row), RowProblem(f"broken csv: {error}")
+            row += 1
+            continue
+        if feed.problem is not None:
+            yield Origin(file, line, row), feed.problem
+        elif not cells:
+            continue
+        elif len(cells) != len(header):
+            yield Origin(file, line, row), RowProblem(f"{len(cells)} fields, but the header names {len(header)}")
+        else:
+            yield Origin(file, line, row), dict(zip(header, cells, strict=True))
+        row += 1
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Rows of a parquet file, a batch at a time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file, row = shown(path), 0
+    with open_bytes(path) as stream:
+        packed = stream.peek(4)[:4] != b"PAR1"
+        try:
+            table = pyarrow.parquet.ParquetFile(stream)
+            for batch in table.iter_batches(batch_size=_BATCH):
+                for value in batch.to_pylist():
+                    yield Origin(file, row + 1, row), value
+                    row += 1
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
+            said = str(error).splitlines()[0]
+            what = "is not a parquet file" if packed else f"cannot be read as parquet: {said}"
+            raise UserError(what, where=file) from error

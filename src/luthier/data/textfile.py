@@ -1,0 +1,157 @@
+r"""A file as text, whatever it was saved as: plain or gzip, UTF-8 with or without BOM, UTF-16 with BOM, or GB18030.
+
+GB18030 (of which GBK and GB2312 are parts) is what Chinese spreadsheets save. Nothing in a file says so, so it is detected, and
+only when the bytes are not UTF-8 anyway; then it is decoded strictly, because a wrong guess would train on gibberish. Any other
+encoding is refused with its likely name. The decision needs only the first part of the file that is not ASCII, so that a file of
+any size is read once and line by line.
+
+Lines end at `\n` and nowhere else: JSON strings may hold U+2028 and other characters that Python calls line ends.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from luthier.data.problems import RowProblem
+from luthier.errors import UserError, nearest
+
+_BUFFER = 1 << 18
+_SAMPLE = 1 << 15
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def shown(path: Path) -> str:
+    """The path as it is named to people: relative to the working directory when it lies below."""
+    absolute, here = os.path.abspath(path), os.getcwd()
+    return os.path.relpath(absolute, here) if absolute.startswith(here.rstrip(os.sep) + os.sep) else str(path)
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
+    """The content of a file, decompressed if it begins as gzip does.
+
+    Raises:
+        UserError: the file is missing (the hint names the nearest one there), unreadable, or damaged gzip data.
+    """
+    try:
+        with path.open("rb", buffering=_BUFFER) as file:
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                with io.BufferedReader(_gunzip(file), _BUFFER) as unpacked:
+                    yield unpacked
+            else:
+                yield file
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=shown(path), hint=_nearest_file(path)) from error
+    except IsADirectoryError as error:
+        raise UserError("is a folder, not a file", where=shown(path)) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"the gzip data is damaged: {error}", where=shown(path), hint="Fetch the file again.") from error
+    except PermissionError as error:
+        raise UserError("may not be read (permission denied)", where=shown(path)) from error
+
+
+def _gunzip(file: BinaryIO) -> io.RawIOBase:
+    return gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[return-value]
+
+
+def _nearest_file(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return f"There is no folder `{shown(path.parent)}`."
+    best = nearest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_file()])
+    return f"Did you mean `{shown(path.parent / best)}`?" if best else None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str | RowProblem]]:
+    r"""Numbered lines (from 1) with their `\n`, read as they are asked for; a line that does not decode is a `RowProblem`."""
+    encoding: str | None = None
+    with open_bytes(path) as file:
+        if file.peek(2)[:2] in _UTF16:
+            text = _decode_whole(file.read(), path)
+            yield from enumerate(io.StringIO(text, newline="\n"), 1)
+            return
+        for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if encoding is None:
+                if raw.isascii():
+                    yield number, raw.decode("ascii")
+                    continue
+                encoding = _detect(raw + file.peek(_SAMPLE)[:_SAMPLE], path, number)
+            try:
+                yield number, raw.decode(encoding)
+            except UnicodeDecodeError as error:
+                yield number, RowProblem(_undecodable(error))
+
+
+def read_text(path: Path) -> str:
+    """The whole file.
+
+    Raises:
+        UserError: some of it does not decode; names the line.
+    """
+    with open_bytes(path) as file:
+        return _decode_whole(file.read(), path)
+
+
+def _decode_whole(data: bytes, path: Path) -> str:
+    encoding = "utf-16" if data[:2] in _UTF16 else "utf-8-sig"
+    try:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            encoding = _detect(data[_first_byte_beyond_ascii(data) :][: 2 * _SAMPLE], path, line)
+            return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(_undecodable(error), where=f"{shown(path)}:{line}", hint="Save the file as UTF-8.") from error
+
+
+def _first_byte_beyond_ascii(data: bytes) -> int:
+    try:
+        data.decode("ascii")
+    except UnicodeDecodeError as error:
+        return data.rfind(b"\n", 0, error.start) + 1
+    return len(data)
+
+
+def _undecodable(error: UnicodeDecodeError) -> str:
+    name = {"utf-8-sig": "UTF-8", "gb18030": "GB18030"}.get(error.encoding, error.encoding.upper())
+    return f"is not valid {name} text (byte 0x{error.object[error.start]:02x})"
+
+
+def _detect(sample: bytes, path: Path, line: int) -> str:
+    """`utf-8` or `gb18030`, judged by a sample that holds more than ASCII.
+
+    Single lines may be damaged, so it is UTF-8 when at least half of the telling lines of the sample are.
+    """
+    lines = [part for part in sample.split(b"\n") if not part.isascii()]
+    if len(lines) > 1:
+        lines.pop()  # the sample may end inside its last line
+    if sum(_is_utf8(part) for part in lines) * 2 >= len(lines):
+        return "utf-8"
+    from charset_normalizer import from_bytes
+
+    guesses = list(from_bytes(b"\n".join(lines), cp_isolation=["gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]))
+    best = guesses[0] if guesses else None
+    for guess in guesses:
+        if guess.encoding == "gb18030" and best and (guess.chaos, guess.coherence) == (best.chaos, best.coherence):
+            return "gb18030"
+    likely = f" (it looks like {best.encoding})" if best else ""
+    raise UserError(f"is neither UTF-8 nor GB18030 text{likely}", where=f"{shown(path)}:{line}", hint="Save the file as UTF-8.")
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return True
