@@ -76,17 +76,26 @@ class WandbTracker(Tracker):
 
 
 class MlflowTracker(Tracker):
-    """MLflow."""
+    """MLflow. Its small package speaks to a server; a database of its own needs the whole `mlflow`."""
 
     def on_start(self, info: StartInfo) -> None:
-        """Open a run, and log the recipe as its parameters."""
+        """Open a run, and log the recipe as its parameters.
+
+        Raises:
+            UserError: MLflow cannot reach the place it would store the run in.
+        """
         import mlflow
 
         self._mlflow = mlflow
-        if not os.environ.get("MLFLOW_EXPERIMENT_NAME") and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
-            mlflow.set_experiment(PROJECT)
-        mlflow.start_run(run_name=attempt_name(info), tags={"group": info.name, "attempt": str(info.attempt)})
-        mlflow.log_params(flat(info.recipe))
+        try:
+            if not os.environ.get("MLFLOW_EXPERIMENT_NAME") and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
+                mlflow.set_experiment(PROJECT)
+            mlflow.start_run(run_name=attempt_name(info), tags={"group": info.name, "attempt": str(info.attempt)})
+            mlflow.log_params(flat(info.recipe))
+        except mlflow.exceptions.MlflowException as error:
+            hint = "Set MLFLOW_TRACKING_URI to a server, or `pip install mlflow` for a database on this machine."
+            reason = str(error).strip().split(". ")[0].rstrip(".")
+            raise UserError(f"MLflow cannot store this run: {reason}", where="report_to", hint=hint) from error
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Send `values` of `step`."""
