@@ -61,6 +61,7 @@ class Head:
         return self.softcap * torch.tanh(raw / self.softcap) if self.softcap else raw
 
 
+@torch.no_grad()
 def describe(model: PreTrainedModel) -> Head:
     """The head of a causal language model, checked against the model's own logits.
 
@@ -107,7 +108,7 @@ def head_module(model: PreTrainedModel) -> nn.Module:
 
 
 @contextmanager
-def as_in_use(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """No dropout and no gradients inside; the model's mode comes back afterwards."""
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -142,7 +143,7 @@ def _weight(module: nn.Module) -> Tensor:
 def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Hidden states [8, H] and the model's own logits [8, V] for the same tokens."""
     tokens = probe_tokens(model, PROBE_TOKENS)[None]
-    with as_in_use(model):
+    with evaluating(model):
         hidden = decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state[0]
         logits = model(input_ids=tokens, use_cache=False).logits[0]
     return hidden, logits

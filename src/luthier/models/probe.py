@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from luthier.models.head import as_in_use, decoder, probe_tokens
+from luthier.models.head import decoder, evaluating, probe_tokens
 
 FIRST, SECOND = 11, 7
 """Lengths of the two segments."""
@@ -46,7 +46,7 @@ def probe_isolation(model: PreTrainedModel) -> Isolation:
     tokens = probe_tokens(model, FIRST + SECOND)
     first, second = tokens[:FIRST], tokens[FIRST:]
     positions = torch.cat([torch.arange(FIRST), torch.arange(SECOND)]).to(tokens.device)
-    with as_in_use(model):
+    with evaluating(model):
         packed = body(input_ids=tokens[None], position_ids=positions[None], use_cache=False).last_hidden_state[0]
         apart = [body(input_ids=part[None], use_cache=False).last_hidden_state[0] for part in (first, second)]
     difference = (packed.float() - torch.cat(apart).float()).abs().max().item()

@@ -87,13 +87,13 @@ def read_values(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     names = file_keys(model)
     if missing := [key for key in names.values() if key not in tensors]:
         raise UserError(f"{len(missing)} tensors are missing, such as `{missing[0]}`", where=str(file))
-    if extra := sorted(set(tensors) - set(names.values())):
+    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    if extra := sorted(key for key in set(tensors) - set(names.values()) if not _is_the_base_s(tensors[key], parameters, key)):
         raise UserError(
             f"{len(extra)} tensors belong to nothing in this model, such as `{extra[0]}`",
             where=str(file),
-            hint="Is it the right base model?",
+            hint="Is it the right base model, with a vocabulary of the same size?",
         )
-    parameters = dict(model.named_parameters())
     for name, key in names.items():
         if tensors[key].shape != parameters[name].shape:
             found, wanted = list(tensors[key].shape), list(parameters[name].shape)
@@ -115,6 +115,13 @@ def _load(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise UserError(f"not a whole safetensors file ({error})", where=str(file)) from None
+
+
+def _is_the_base_s(tensor: Tensor, parameters: Mapping[str, Tensor], key: str) -> bool:
+    """Whether a tensor repeats a frozen weight: PEFT writes embeddings and head along when one of them has an adapter."""
+    name = key.removeprefix(PREFIX)
+    base = parameters.get(name, parameters.get(name.replace(".base_layer.", ".")))
+    return base is not None and base.shape == tensor.shape and torch.allclose(tensor.to(base), base, rtol=1e-2, atol=1e-4)
 
 
 def _key(name: str) -> str:
