@@ -118,3 +118,12 @@ def _validate(values: dict[str, Any], places: Places) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise explain(error, values, places) from None
+
+
+def locate(path: Path | str, key: str) -> str | None:
+    """`file:line` of a dotted key in a recipe file or shipped recipe, or of the nearest part around it; None if there is no file."""
+    file = shipped_recipes().get(str(path), Path(path))
+    if not file.is_file():
+        return None
+    parts = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+    return Places(str(file), read_document(file).lines).where(parts)

@@ -1,0 +1,170 @@
+"""The parts of a run, made from its recipe: tokenizer, template, dataset, policy, plan, optimizer.
+
+Cheap checks come first: a mistake in the recipe or the data is told before a large model is read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from luthier.chat import ChatTemplate
+from luthier.data.batch import GlobalBatches
+from luthier.data.prepare import Dataset, prepare
+from luthier.data.preview import coloured
+from luthier.data.tokenizer import Tokenizer
+from luthier.engine.optim import Optimizer
+from luthier.engine.parallel import World
+from luthier.engine.plan import DTYPES, Plan, Precision, batch_of, choose_precision, make_plan
+from luthier.errors import UserError
+from luthier.generation.chat import ChatModel
+from luthier.models.checkpointing import set_checkpointing
+from luthier.models.hub import fetch
+from luthier.models.load import load_model
+from luthier.models.methods import apply_method
+from luthier.models.policy import Policy
+from luthier.objectives import OBJECTIVES, Objective
+from luthier.recipe.schema import Recipe
+from luthier.workshop.loading import template_for, tokenizer_for
+from luthier.workshop.watching import Sampler, Watchers
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer that writes itself with the template the model was trained with, so that serving renders the same text."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+    def save(self, folder: Path) -> None:
+        """Write the files that plain transformers loads."""
+        self.tokenizer.save(folder, self.template.source if self.template else None)
+
+
+@dataclass
+class Assembled:
+    """The parts of a run. `notes` are fallbacks taken, for the verdict."""
+
+    tokenizer: Tokenizer
+    tokenizer_files: TokenizerFiles
+    dataset: Dataset
+    policy: Policy
+    objective: Objective
+    batches: GlobalBatches
+    optimizer: Optimizer
+    plan: Plan
+    sampler: Sampler | None
+    notes: tuple[str, ...]
+
+
+def assemble(
+    recipe: Recipe, world: World, watchers: Watchers, *, pinned: str | None = None, run: Path | None = None
+) -> Assembled:
+    """Make all parts.
+
+    Args:
+        recipe: the recipe.
+        world: the processes.
+        watchers: hear what is being done.
+        pinned: key of the token store that a resumed run learnt from.
+        run: the run's folder, which holds a reference to the store.
+
+    Raises:
+        UserError: the recipe asks for something impossible, or the data is not what a resumed run learnt from.
+    """
+    section, data, stage = recipe.model, recipe.data, recipe.stage.type
+    folder = fetch(section.path, hub=section.hub, revision=section.revision)
+    _check_length(folder, data.max_length)
+    precision = _precision(recipe, world)
+    batch = batch_of(recipe.train, stage, data.max_length, world.size)
+    tokenizer = tokenizer_for(section)
+    template = template_for(recipe, tokenizer)
+    dataset = prepare(recipe, tokenizer, None if stage == "pt" else template, progress=watchers.preparing, pinned=pinned, run=run)
+    _introduce(dataset, tokenizer, watchers)
+    policy = _policy(recipe, precision, world)
+    watchers.note(policy.describe())
+    batches = GlobalBatches(dataset.store, dataset.train, seed=recipe.train.seed, batch_size=batch[0], batch_tokens=batch[1])
+    packing = data.packing and policy.isolation.ok
+    plan = make_plan(
+        recipe,
+        steps_per_epoch=batches.steps_per_epoch,
+        batch=batch,
+        longest=int(dataset.store.lengths.max()),
+        packing=packing,
+        validated=dataset.validation is not None,
+        precision=precision,
+        world=world,
+    )
+    sampler = None
+    if recipe.evaluate.samples.prompts and world.main:
+        sampler = Sampler(ChatModel(policy.model, tokenizer, template), recipe, watchers)
+    notes = policy.notes + ((f"padded, because {policy.isolation.reason}",) if data.packing and not packing else ())
+    return Assembled(
+        tokenizer=tokenizer,
+        tokenizer_files=TokenizerFiles(tokenizer, None if stage == "pt" else template),
+        dataset=dataset,
+        policy=policy,
+        objective=OBJECTIVES[stage],
+        batches=batches,
+        optimizer=Optimizer(policy.trainable.parameters, recipe.train, half=precision == "fp16"),
+        plan=plan,
+        sampler=sampler,
+        notes=notes,
+    )
+
+
+def _policy(recipe: Recipe, precision: Precision, world: World) -> Policy:
+    """The model with its method applied."""
+    section = recipe.model
+    model = load_model(section, dtype=DTYPES[precision], device=world.device)
+    adapter = fetch(section.adapter, hub=section.hub) if section.adapter else None
+    trained = apply_method(model, recipe.method, seed=recipe.train.seed, adapter=adapter)
+    set_checkpointing(model, recipe.train.activation_checkpointing)
+    return Policy(model, trained)
+
+
+def _precision(recipe: Recipe, world: World) -> Precision:
+    """Resolve the precision.
+
+    Raises:
+        UserError: `model.dtype` and `train.precision` contradict each other.
+    """
+    precision = choose_precision(recipe, world.device)
+    named = recipe.model.dtype
+    if named != "auto" and str(DTYPES[precision]).removeprefix("torch.") != named:
+        raise UserError(
+            f"weights in {named} and arithmetic in {recipe.train.precision} contradict each other",
+            where="model.dtype",
+            hint="Leave model.dtype out: the weights follow train.precision, and what is trained has float32 masters anyway.",
+        )
+    return precision
+
+
+def _check_length(folder: Path, max_length: int) -> None:
+    """Refuse a `max_length` beyond what the model has positions for."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # `load_model` says what is wrong with it
+    limit = config.get("max_position_embeddings") or config.get("n_positions") if isinstance(config, dict) else None
+    if isinstance(limit, int) and max_length > limit:
+        raise UserError(
+            f"{max_length} is beyond the model's {limit} positions", where="data.max_length", hint=f"Use at most {limit}."
+        )
+
+
+def _introduce(dataset: Dataset, tokenizer: Tokenizer, watchers: Watchers) -> None:
+    """Show the data report and the first row as the model sees it, supervised tokens marked."""
+    for line in dataset.report.lines():
+        watchers.note(line)
+    first = int(np.min(dataset.train.segments))
+    tokens, weight = dataset.store.segment(first)
+    shown = coloured(tokenizer, tokens, weight)
+    watchers.note(f"first row ({dataset.store.origin(first)}), learnt parts in ⟦ ⟧:")
+    watchers.note(shown.plain, shown)

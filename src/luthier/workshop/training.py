@@ -1,0 +1,250 @@
+"""`train` and `resume`: recipe → data → model → plan → engine → what came out.
+
+A new run and a resumed one take the same way; the only difference is whether a checkpoint is laid over the fresh start. Resume takes
+everything that rounding depends on from the checkpoint (micro-batching, precision, threads) and may change only what does not touch
+the past: how far to go, and what to report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.engine.checkpoint import Checkpoints, Saved, publish_final
+from luthier.engine.loop import Job, run
+from luthier.engine.parallel import World, start_world
+from luthier.engine.plan import Plan
+from luthier.engine.state import TrainState, fingerprint
+from luthier.engine.verdict import verdict
+from luthier.errors import Stopped, UserError
+from luthier.files import write_atomic, write_json
+from luthier.recipe.load import apply_overrides, dump_recipe, load_recipe, locate, recipe_from
+from luthier.recipe.schema import Recipe
+from luthier.runs.environment import environment
+from luthier.runs.folder import RunFolder, create_run, find_run, free_name
+from luthier.runs.records import Callback, StartInfo
+from luthier.runs.writer import RunWriter
+from luthier.workshop.assembly import Assembled, assemble
+from luthier.workshop.run import Run
+from luthier.workshop.watching import Watchers
+
+RESUMABLE = ("train.max_steps", "train.epochs", "train.log_every", "train.stop_at_loss", "evaluate.", "checkpoint.", "report_to")
+"""Keys, or beginnings of keys, that `resume` may change."""
+
+
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> Run:
+    """Execute a recipe as a new run.
+
+    Args:
+        recipe: a recipe, a recipe file, the name of a shipped recipe, or a mapping of the same form.
+        overrides: `key.sub=value`, laid over the recipe.
+        name: name of the run, in place of the recipe's.
+        callbacks: watchers of your own.
+        progress: show the run on the terminal.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: anything that can be mended in the recipe, the data or the machine; nothing was lost.
+        Stopped: the run was interrupted and can be resumed.
+    """
+    resolved = _read(recipe, overrides)
+    stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
+    with _places(recipe):
+        world = start_world()
+        folder = _claim(resolved, name or resolved.name, stem, world)
+        resolved = resolved.model_copy(update={"name": folder.name})
+        return _execute(resolved, folder, None, world, callbacks, progress)
+
+
+def resume(
+    run_or_name: Run | str | Path, *, overrides: Sequence[str] = (), callbacks: Sequence[Callback] = (), progress: bool = True
+) -> Run:
+    """Carry a run on from its last good checkpoint; `train.max_steps` extends a finished one.
+
+    The result is what the uninterrupted run would have given: bit for bit on the same machine and versions. When the number of steps
+    changes, the learning-rate schedule is laid out anew over the new total.
+
+    Args:
+        run_or_name: the run, its name or its folder.
+        overrides: `key.sub=value` for what may change: how far to train, evaluation, checkpoints, reports.
+        callbacks: watchers of your own.
+        progress: show the run on the terminal.
+
+    Raises:
+        UserError: no such run, it is running, it is complete, or an override would change what was already learnt.
+        Stopped: it was interrupted again.
+    """
+    folder = run_or_name.folder if isinstance(run_or_name, Run) else find_run(run_or_name)
+    recipe = _extended(folder, overrides)
+    return _execute(
+        recipe, folder, Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep), start_world(), callbacks, progress
+    )
+
+
+def _read(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe, overrides)
+    mapping = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    return recipe_from(apply_overrides(mapping, overrides), Path.cwd())
+
+
+@contextmanager
+def _places(recipe: Recipe | str | Path | Mapping[str, Any]) -> Iterator[None]:
+    """Let errors that name a recipe key say where in the recipe file it stands."""
+    try:
+        yield
+    except UserError as error:
+        sections = Recipe.model_fields
+        if error.where and isinstance(recipe, str | Path) and error.where.split(".")[0] in sections:
+            place = locate(recipe, error.where)
+            error.where = f"{place}: {error.where}" if place else error.where
+        raise
+
+
+def _claim(recipe: Recipe, name: str | None, stem: str, world: World) -> RunFolder:
+    """The folder of the new run; only the main rank makes it."""
+    if name is None:
+        name = free_name(recipe.output, stem)
+    return create_run(recipe.output, name) if world.main else RunFolder(Path(recipe.output) / name)
+
+
+def _extended(folder: RunFolder, overrides: Sequence[str]) -> Recipe:
+    """The run's recipe with the overrides of a resume.
+
+    Raises:
+        UserError: one of them would change the past.
+    """
+    before = load_recipe(folder.recipe)
+    after = recipe_from(apply_overrides(before.model_dump(mode="json"), overrides), Path.cwd())
+    old, new = _flat(before.model_dump()), _flat(after.model_dump())
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(RESUMABLE):
+            raise UserError("cannot change when a run is resumed", where=key, hint="Start a new run with `luthier train`.")
+    return after
+
+
+def _flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(values, dict):
+        return {key: values}
+    return {name: leaf for part, value in values.items() for name, leaf in _flat(value, f"{key}.{part}" if key else part).items()}
+
+
+def _execute(
+    recipe: Recipe, folder: RunFolder, earlier: Checkpoints | None, world: World, callbacks: Sequence[Callback], progress: bool
+) -> Run:
+    """Run a recipe in its folder, from the start or from the last good of `earlier` checkpoints."""
+    watchers = Watchers.of(recipe, callbacks, progress=progress) if world.main else Watchers()
+    with _writer(folder, watchers, world) as writer:
+        saved = earlier.last_good(watchers.note) if earlier else None
+        if earlier and not saved:
+            watchers.note("no usable checkpoint: starting from the beginning")
+        if saved:
+            torch.set_num_threads(saved.state["plan"]["threads"])
+        parts = assemble(recipe, world, watchers, pinned=saved.state["store"] if saved else None, run=folder.path)
+        job = _job(recipe, folder, parts, saved, world, watchers)
+        if writer:
+            _record(writer, recipe, parts, job, saved)
+        outcome = run(job)
+        _finish(job, parts, folder, outcome, watchers, writer)
+    if outcome == "stopped":
+        raise Stopped(f"Stopped after step {job.state.step} and saved. Carry on with: luthier resume {folder.name}")
+    return Run(folder)
+
+
+@contextmanager
+def _writer(folder: RunFolder, watchers: Watchers, world: World) -> Iterator[RunWriter | None]:
+    """The run folder's writer on the main rank, None on the others; watchers hear of a failure."""
+    if not world.main:
+        yield None
+        return
+    with RunWriter(folder) as writer:
+        watchers.keep(writer)
+        try:
+            yield writer
+        except BaseException:
+            watchers.ended("failed")
+            raise
+
+
+def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | None, world: World, watchers: Watchers) -> Job:
+    """The engine's job, with the checkpoint laid over it."""
+    plan, state = parts.plan, TrainState()
+    if saved:
+        before = Plan(**saved.state["plan"])
+        plan = replace(plan, micro_batch_tokens=before.micro_batch_tokens, packing=before.packing, threads=before.threads)
+        state = TrainState.from_json(saved.state["train"])
+        parts.policy.load(saved.folder)
+        parts.optimizer.load(saved.tensors)
+        if (now := fingerprint(world.device)) != saved.state["fingerprint"]:
+            changed = ", ".join(key for key, value in now.items() if value != saved.state["fingerprint"].get(key))
+            watchers.note(f"resumed elsewhere ({changed} changed): equal to the uninterrupted run, but not bit for bit")
+        if state.step >= plan.total_steps:
+            raise UserError(
+                f"run `{folder.name}` is complete after {state.step} steps",
+                hint=f"Extend it with `luthier resume {folder.name} train.max_steps={state.step * 2}`.",
+            )
+    return Job(
+        recipe=recipe,
+        plan=plan,
+        policy=parts.policy,
+        objective=parts.objective,
+        batches=parts.batches,
+        validation=parts.dataset.validation,
+        optimizer=parts.optimizer,
+        state=state,
+        checkpoints=Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep),
+        write_weights=lambda target: parts.policy.save(target, parts.optimizer.masters, parts.tokenizer_files),
+        world=world,
+        callbacks=watchers.all,
+        sample=parts.sampler,
+    )
+
+
+def _record(writer: RunWriter, recipe: Recipe, parts: Assembled, job: Job, saved: Saved | None) -> None:
+    """Write down what this attempt is about to do, and tell the watchers."""
+    folder = writer.folder
+    write_atomic(folder.recipe, dump_recipe(recipe))
+    write_json(folder.plan, job.plan.to_json() | {"attention": parts.policy.attention, "data": parts.dataset.report.as_dict()})
+    write_json(folder.environment, environment())
+    info = StartInfo(
+        name=folder.name,
+        folder=folder.path,
+        total_steps=job.plan.total_steps,
+        steps_per_epoch=job.plan.steps_per_epoch,
+        first_step=job.state.step + 1,
+        attempt=writer.attempt,
+        recipe=json.loads(json.dumps(recipe.model_dump(mode="json"))),
+    )
+    for callback in job.callbacks:
+        callback.on_start(info)
+
+
+def _finish(job: Job, parts: Assembled, folder: RunFolder, outcome: str, watchers: Watchers, writer: RunWriter | None) -> None:
+    """Put the final weights in place, and say how it went."""
+    if writer is None:
+        return
+    if outcome == "done":
+        publish_final(folder.checkpoint(job.state.step), folder.final)
+    if job.executed.real:
+        supervised = job.state.supervised_tokens / max(job.state.tokens, 1)
+        line = verdict(job.policy, job.executed, supervised_share=supervised, packing=job.plan.packing, notes=list(parts.notes))
+        watchers.note(line)
+        writer.event("verdict", text=line)
+    writer.status("done" if outcome == "done" else "stopped", step=job.state.step)
+    watchers.ended(outcome)
