@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from families import CONFIGS, build
 from luthier import UserError
 from luthier.generation.cache import RowCache
 from luthier.generation.decode import Decoder, Decoding, Request, generate
+from tests.families import CONFIGS, build
 
 LENGTHS = (1, 30, 2, 17, 9, 40, 5)
 

@@ -1,0 +1,106 @@
+"""`luthier chat` and `luthier compare` in a terminal that is not one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from luthier import UserError
+from luthier.cli.chat import chat, compare
+
+
+class Echo:
+    """Answers with what it was asked, piece by piece."""
+
+    name = "echo"
+
+    def __init__(self, voice: str) -> None:
+        self.voice = voice
+        self.asked: list[tuple[Any, str | None]] = []
+
+    def stream(self, messages: Any, *, system: str | None = None, **decoding: Any) -> Iterator[str]:
+        self.asked.append((json.loads(json.dumps(messages)), system))
+        question = messages if isinstance(messages, str) else messages[-1]["content"]
+        if question == "too long":
+            raise UserError("the prompt has 9 tokens, the model's context is 8")
+        return self._say(question)
+
+    def _say(self, question: str) -> Iterator[str]:
+        yield self.voice
+        if question == "interrupt me":
+            raise KeyboardInterrupt
+        yield f" {question}"
+
+    def answers(self, questions: list[str], **decoding: Any) -> list[SimpleNamespace]:
+        return [SimpleNamespace(text=f"{self.voice} {question}\n") for question in questions]
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> dict[bool, Echo]:
+    """Base and tuned model behind `luthier.workshop.load`, and the arguments of each call."""
+    both = {True: Echo("base"), False: Echo("tuned")}
+    workshop = SimpleNamespace(calls=[])
+
+    def load(name: str, *, checkpoint: int | None = None, base: bool = False, adapter: Path | None = None) -> Echo:
+        workshop.calls.append((name, checkpoint, base, adapter))
+        return both[base]
+
+    workshop.load = load
+    monkeypatch.setitem(sys.modules, "luthier.workshop", workshop)
+    return both
+
+
+def run(command: Any, *arguments: str, typed: str = "") -> Any:
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, list(arguments), input=typed, catch_exceptions=False)
+
+
+def test_a_prompt_is_answered_once_and_nothing_else_is_printed(models: dict[bool, Echo]) -> None:
+    result = run(chat, "first", "--prompt", "你是谁？", "--system", "S", "--base", "--checkpoint", "5")
+    assert (result.exit_code, result.stdout) == (0, "base 你是谁？\n")
+    assert models[True].asked == [("你是谁？", "S")]
+    assert sys.modules["luthier.workshop"].calls == [("first", 5, True, None)]
+
+
+def test_a_conversation_grows_and_commands_act_on_it(models: dict[bool, Echo]) -> None:
+    result = run(chat, "first", typed="one\n\ninterrupt me\n/system Be brief\ntwo\n/clear\n/what\nthree\n/exit\nfour\n")
+    asked = models[False].asked
+    told = ["one", "tuned one", "interrupt me", "tuned", "two"]
+    assert [message["content"] for message in asked[2][0]] == told
+    assert [message["role"] for message in asked[2][0]] == ["user", "assistant", "user", "assistant", "user"]
+    assert [system for _, system in asked] == [None, None, "Be brief", "Be brief"]
+    assert asked[3][0] == [{"role": "user", "content": "three"}]
+    assert result.exit_code == 0
+    assert "tuned …\n" in result.stdout
+    assert "no command /what" in result.stdout
+    assert "four" not in result.stdout
+
+
+def test_a_turn_that_does_not_fit_is_told_and_left_out(models: dict[bool, Echo]) -> None:
+    result = run(chat, "first", typed="too long\nshort\n")
+    assert "error: the prompt has 9 tokens" in result.stderr
+    assert models[False].asked[-1][0] == [{"role": "user", "content": "short"}]
+    assert (result.exit_code, result.stdout) == (0, "tuned short\n")
+
+
+def test_compare_prints_plainly_or_as_json(models: dict[bool, Echo]) -> None:
+    plain = run(compare, "first", "--prompt", "a", "--prompt", "b")
+    assert plain.stdout == "prompt: a\nbase:   base a\ntuned:  tuned a\n\nprompt: b\nbase:   base b\ntuned:  tuned b\n"
+    as_json = run(compare, "first", "--prompt", "黄", "--json")
+    assert json.loads(as_json.stdout) == [{"prompt": "黄", "base": "base 黄", "tuned": "tuned 黄"}]
+
+
+def test_a_model_alone_cannot_be_compared(models: dict[bool, Echo], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="nothing to be compared with"):
+        run(compare, str(tmp_path), "--prompt", "a")
+    assert run(compare, str(tmp_path), "--adapter", "x", "--prompt", "a").exit_code == 0
