@@ -56,12 +56,14 @@ class Plan:
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> Precision:
-    """Resolve `train.precision: auto`: bf16 on a GPU that computes in it, fp32 elsewhere."""
+    """Resolve `train.precision: auto`: bf16 on a GPU that computes in it, fp16 on one that does not, fp32 on a CPU."""
     if recipe.train.precision != "auto":
         return recipe.train.precision
     if recipe.model.dtype != "auto":
         return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[recipe.model.dtype]  # type: ignore[return-value]
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def batch_of(train: Train, stage: str, max_length: int, ranks: int) -> tuple[int | None, int | None]:

@@ -227,7 +227,7 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this global norm; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of forward and backward. `auto`: bf16 on a GPU that has it, fp32 on a CPU."""
+    """Arithmetic of forward and backward. `auto`: bf16 on a GPU that has it (else fp16), fp32 on a CPU."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Recompute activations in the backward pass: slower, less memory. `selective` keeps attention outputs."""
     seed: Annotated[int, Field(ge=0)] = 42
