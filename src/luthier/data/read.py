@@ -63,14 +63,13 @@ def read_documents(path: Path) -> Iterator[Row]:
     They are separated by lines that hold only `<|endoftext|>`, if there are such; else by blank lines, if there are such between
     lines of text; else each line is a document.
     """
-    separator, file, row = _separator(path), shown(path), 0
-    for begin, document in _split(path, separator):
+    file = shown(path)
+    for row, (begin, document) in enumerate(_split(path, _separator(path))):
         yield Origin(file, begin, row), document if isinstance(document, RowProblem) else {"text": document}
-        row += 1
 
 
 def _split(path: Path, separator: str) -> Iterator[tuple[int, str | RowProblem]]:
-    """Documents with the line they begin on; line ends inside become `\n`."""
+    r"""Documents with the line they begin on; line ends inside become `\n`."""
     parts: list[str] = []
     begin = 0
     for number, line in read_lines(path):

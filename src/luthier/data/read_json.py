@@ -83,7 +83,7 @@ def _parse_line(line: str) -> Any:
         return RowProblem(_TOO_DEEP)
     except ValueError as error:
         return RowProblem(f"broken JSON: {error}")
-    return RowProblem(_NOT_UNICODE) if _ESCAPED_SURROGATE.search(line) and not _is_unicode(value) else value
+    return _checked(value) if _ESCAPED_SURROGATE.search(line) else value
 
 
 def _array(path: Path) -> Iterator[Row]:
@@ -118,7 +118,7 @@ def _entries(text: str, position: int, file: str) -> Iterator[Row]:
         if isinstance(value, RowProblem):
             yield Origin(file, 1 + text.count("\n", 0, position), row), value
             return
-        yield Origin(file, line, row), RowProblem(_NOT_UNICODE) if check and not _is_unicode(value) else value
+        yield Origin(file, line, row), _checked(value) if check else value
         row += 1
         comma = _skip(text, position)
         line += text.count("\n", start, comma)
@@ -150,7 +150,7 @@ def _values(path: Path) -> Iterator[Row]:
         if isinstance(value, RowProblem):
             yield Origin(file, 1 + text.count("\n", 0, position), row), value
             return
-        yield Origin(file, line, row), RowProblem(_NOT_UNICODE) if check and not _is_unicode(value) else value
+        yield Origin(file, line, row), _checked(value) if check else value
         line += text.count("\n", start, position)
         row += 1
 
@@ -173,10 +173,12 @@ def _skip(text: str, position: int) -> int:
     return found.end() if found else position
 
 
-def _is_unicode(value: Any) -> bool:
-    r"""Whether all strings are text; `\ud83d` without its other half is not, and no tokenizer takes it."""
+def _checked(value: Any) -> Any:
+    r"""The value, or a `RowProblem` if a string in it is not text: `\ud83d` without its other half, which no tokenizer takes."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return RowProblem(_NOT_UNICODE)
+    except RecursionError:
+        return RowProblem(_TOO_DEEP)
+    return value

@@ -122,3 +122,23 @@ def _default(info: FieldInfo) -> str | None:
     if isinstance(value, tuple):
         value = list(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def json_schema() -> dict[str, Any]:
+    """The recipe's JSON schema, short forms included (`stage: sft`, `model: tiny`, `train: data.json`), for editors and forms."""
+    schema = Recipe.model_json_schema()
+    parts, text = schema["properties"], {"type": "string"}
+    for name in ("stage", "method"):
+        known = [_tag(member) for member in _sections_in(Recipe.model_fields[name].annotation)]
+        parts[name] = _or(parts[name], {"enum": known})
+    parts["model"] = _or(parts["model"], text)
+    data = schema["$defs"]["Data"]["properties"]
+    sources = {"anyOf": [text, {"$ref": "#/$defs/Source"}]}
+    data["train"] = _or({**data["train"], "items": sources}, *sources["anyOf"])
+    return schema
+
+
+def _or(schema: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+    """A schema that also takes the others; its own remarks stay outside."""
+    remarks = {key: schema[key] for key in ("default", "description", "title") if key in schema}
+    return {"anyOf": [{key: value for key, value in schema.items() if key not in remarks}, *others], **remarks}

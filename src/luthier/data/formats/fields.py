@@ -1,0 +1,115 @@
+"""Typed access to the fields of a row, with messages that name the column as it is called in the user's file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from luthier.data.problems import RowError
+
+DEEPEST = 100
+"""Levels of nesting that tools and their arguments may have."""
+
+
+def text_of(row: Mapping[str, Any], name: str, columns: Mapping[str, str], *, required: bool = False) -> str:
+    """The text in a column, the empty string when it is absent.
+
+    Args:
+        row: the row.
+        name: canonical name of the column.
+        columns: canonical name → name in the file.
+        required: whether an absent column is an error.
+
+    Raises:
+        RowError: the column is required and absent, or holds something else than text.
+    """
+    column = columns.get(name, name)
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if value is None:
+        if required:
+            raise RowError(f"`{column}` is null" if column in row else f"missing `{column}`")
+        return ""
+    raise RowError(f"`{column}` is {kind(value)}, it should be text")
+
+
+def kind(value: Any) -> str:
+    """What sort of value it is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return "a mapping" if isinstance(value, dict) else f"a value of type {type(value).__name__}"
+
+
+def structure_of(value: Any, what: str) -> Any:
+    """A list or mapping that may be written as JSON in a string, as csv files and some formats do.
+
+    Raises:
+        RowError: the string is not JSON, or the value is nested too deeply to be handled safely.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            said = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deeply"
+            raise RowError(f"{what} is not JSON: {said}") from error
+    if _deeper_than(value, DEEPEST):
+        raise RowError(f"{what} is nested more than {DEEPEST} levels deep")
+    return value
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            child
+            for node in layer
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not layer:
+            return False
+    return True
+
+
+def tools_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], ...] | None:
+    """The tools of a row as OpenAI function schemas, None when there are none.
+
+    A bare schema (`name`, `description`, `parameters`) is put into the `{"type": "function", "function": …}` that templates expect.
+
+    Raises:
+        RowError: the column holds something else than a list of such schemas.
+    """
+    column = columns.get("tools", "tools")
+    tools = row.get(column)
+    if not tools:
+        return None
+    tools = structure_of(tools, f"`{column}`")
+    if isinstance(tools, dict):
+        tools = [tools]
+    if not tools:
+        return None
+    if not isinstance(tools, list | tuple):
+        raise RowError(f"`{column}` is {kind(tools)}, it should be a list of tools")
+    return tuple(_tool(tool, f"`{column}` entry {number}") for number, tool in enumerate(tools, 1))
+
+
+def _tool(tool: Any, what: str) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise RowError(f"{what} is {kind(tool)}, it should be a mapping")
+    if "function" not in tool and "name" in tool:
+        return {"type": "function", "function": tool}
+    if not isinstance(tool.get("function"), dict):
+        raise RowError(f"{what} has no `function`")
+    return tool
