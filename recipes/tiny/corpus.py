@@ -79,6 +79,12 @@ def sources(folder: Path) -> dict[str, Licensed]:
     return {cell[0]: Licensed(cell[4], cell[5]) for cell in cells if len(cell) == 6 and PERMISSIVE.match(cell[4])}
 
 
+def read(path: Path) -> str:
+    """The text of a file, compressed or not."""
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+
+
 def documents(text: Text, content: str, rng: random.Random) -> Iterator[str]:
     """The documents of one text, in an order that does not matter."""
     blocks = [block.strip() for block in re.split(r"\n\s*\n", content) if block.strip()]
@@ -114,7 +120,7 @@ def collect(folder: Path, budget: int, seed: int) -> tuple[list[str], list[tuple
         if text.name not in allowed or not path.is_file():
             raise SystemExit(f"error: {path}: not there, or its licence is not in SOURCES.md as a permissive one")
         rng = random.Random(f"{seed} {text.name}")
-        parts = list(documents(text, gzip.open(path, "rt", encoding="utf-8").read(), rng))
+        parts = list(documents(text, read(path), rng))
         rng.shuffle(parts)
         found.append((text, parts))
     chosen: list[str] = []
@@ -162,7 +168,7 @@ def authors(folder: Path) -> list[str]:
     """Authors of the children's stories, where files with one `author` a row lie beside the folder."""
     names: set[str] = set()
     for path in sorted(folder.parent.glob("stories_*.jsonl*")):
-        content = gzip.open(path, "rt", encoding="utf-8").read() if path.suffix == ".gz" else path.read_text("utf-8")
+        content = read(path)
         names.update(json.loads(line)["author"].strip() for line in content.split("\n") if line.strip())
     return sorted(filter(None, names))
 
