@@ -80,5 +80,10 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(only, TensorBoardCallback)
 
 
+@pytest.mark.parametrize("tracker", [WandbTracker, MlflowTracker, SwanlabTracker])
+def test_a_run_that_fails_before_it_starts_has_nothing_to_close(tracker: type[Callback]) -> None:
+    tracker().on_end("failed")
+
+
 def test_settings_are_flattened_for_mlflow() -> None:
     assert flat({"a": {"b": {"c": 1}}, "d": "x" * 900}) == {"a.b.c": "1", "d": "x" * 500}

@@ -133,6 +133,20 @@ def test_a_state_that_was_set_is_not_overwritten_and_a_message_does_not_outlive_
     assert fields["best_step"] == 3
 
 
+def test_a_resume_that_is_refused_leaves_the_status_as_it_was(folder: RunFolder) -> None:
+    with RunWriter(folder) as writer:
+        writer.status("done", step=12)
+
+    def refused() -> None:
+        with RunWriter(folder):
+            raise UserError("run `first` is complete")
+
+    with pytest.raises(UserError, match="complete"):
+        refused()
+    status = RunReader(folder).status()
+    assert (status.state, status.step, status.attempt) == ("done", 12, 1)
+
+
 def test_numbers_that_json_cannot_hold_are_null_in_the_status(folder: RunFolder) -> None:
     with RunWriter(folder) as writer:
         writer.status("running", loss=float("nan"))

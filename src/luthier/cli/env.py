@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -13,12 +14,12 @@ from luthier.errors import EXIT_USER
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False) -> None:
     """Show versions and hardware, and say in words what does not fit together."""
     from luthier.cli.env_diagnosis import diagnose
-    from luthier.runs.environment import environment
+    from luthier.runs.environment import look_around
 
-    here = environment()
+    here = look_around()
     findings = diagnose(here)
     if as_json:
-        print(json.dumps(here.as_json() | {"findings": [{"level": f.level, "text": f.text} for f in findings]}, indent=2))
+        print(json.dumps(asdict(here) | {"findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
         rows = {
             "luthier": here.luthier,

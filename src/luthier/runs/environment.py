@@ -110,17 +110,18 @@ class Environment:
     bitsandbytes_cuda: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return asdict(self)
-
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "BNB_CUDA_VERSION", "HF_ENDPOINT", "HF_HUB_OFFLINE", "USE_MODELSCOPE_HUB")
 """Environment variables that are noted."""
 
 
-def environment() -> Environment:
-    """Look around. Imports torch, so it takes a second or two in a fresh process."""
+def environment() -> dict[str, Any]:
+    """The content of `environment.json`: everything `look_around` finds, as plain data."""
+    return asdict(look_around())
+
+
+def look_around() -> Environment:
+    """All facts about this machine. Imports torch, so it takes a second or two in a fresh process."""
     import psutil
 
     from luthier import __version__

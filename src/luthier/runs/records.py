@@ -134,7 +134,7 @@ class Callback:
         """
 
     def on_end(self, state: str) -> None:
-        """Training is over: `done`, `stopped` or `failed`."""
+        """It is over: `done`, `stopped` or `failed`. A run can fail before `on_start`."""
 
     def wants_stop(self) -> bool:
         """True asks the engine to save and end the run after the current step."""

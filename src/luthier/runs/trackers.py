@@ -22,7 +22,9 @@ PROJECT = "luthier"
 
 
 class Tracker(Callback):
-    """What all trackers share: the names of the numbers."""
+    """What all trackers share: the names of the numbers, and a run in the tracker from `on_start` to `on_end`."""
+
+    _run: Any = None
 
     def on_step(self, step: StepRecord) -> None:
         """The numbers of one step under `train/`."""
@@ -41,6 +43,12 @@ class Tracker(Callback):
         values = {"loss": record.loss, "perplexity": record.perplexity, "accuracy": record.accuracy}
         self._log({f"evaluate/{name}": value for name, value in values.items()}, record.step)
 
+    def on_end(self, state: str) -> None:
+        """Close the run, if one was opened."""
+        if self._run is not None:
+            self.finish(state)
+            self._run = None
+
     def _log(self, values: dict[str, float], step: int) -> None:
         """Send what is a number; libraries differ in what they make of NaN."""
         if known := {name: value for name, value in values.items() if finite(value) is not None}:
@@ -49,6 +57,10 @@ class Tracker(Callback):
     @abstractmethod
     def log(self, values: dict[str, float], step: int) -> None:
         """Send `values` of `step`."""
+
+    @abstractmethod
+    def finish(self, state: str) -> None:
+        """Close the run."""
 
 
 class WandbTracker(Tracker):
@@ -70,7 +82,7 @@ class WandbTracker(Tracker):
         """Send `values` of `step`."""
         self._run.log(values, step=step)
 
-    def on_end(self, state: str) -> None:
+    def finish(self, state: str) -> None:
         """Close the run."""
         self._run.finish(exit_code=1 if state == "failed" else 0)
 
@@ -90,7 +102,7 @@ class MlflowTracker(Tracker):
         try:
             if not os.environ.get("MLFLOW_EXPERIMENT_NAME") and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
                 mlflow.set_experiment(PROJECT)
-            mlflow.start_run(run_name=attempt_name(info), tags={"group": info.name, "attempt": str(info.attempt)})
+            self._run = mlflow.start_run(run_name=attempt_name(info), tags={"group": info.name, "attempt": str(info.attempt)})
             mlflow.log_params(flat(info.recipe))
         except mlflow.exceptions.MlflowException as error:
             hint = "Set MLFLOW_TRACKING_URI to a server, or `pip install mlflow` for a database on this machine."
@@ -101,7 +113,7 @@ class MlflowTracker(Tracker):
         """Send `values` of `step`."""
         self._mlflow.log_metrics(values, step=step)
 
-    def on_end(self, state: str) -> None:
+    def finish(self, state: str) -> None:
         """Close the run."""
         self._mlflow.end_run({"failed": "FAILED", "stopped": "KILLED"}.get(state, "FINISHED"))
 
@@ -114,7 +126,7 @@ class SwanlabTracker(Tracker):
         import swanlab
 
         self._swanlab = swanlab
-        swanlab.init(
+        self._run = swanlab.init(
             project=os.environ.get("SWANLAB_PROJECT", PROJECT),
             experiment_name=attempt_name(info),
             tags=[info.name],
@@ -126,7 +138,7 @@ class SwanlabTracker(Tracker):
         """Send `values` of `step`."""
         self._swanlab.log(values, step=step)
 
-    def on_end(self, state: str) -> None:
+    def finish(self, state: str) -> None:
         """Close the experiment."""
         self._swanlab.finish()
 

@@ -29,7 +29,8 @@ class RunWriter:
     """Writes status, events, metrics, samples and the log of one attempt at a run.
 
     Used as a context manager it also notes how the attempt ended, should the caller not have done so: `stopped` when a `Stopped`
-    passes through, `failed` for any other exception.
+    passes through, `failed` for any other exception. A resume that is refused (a `UserError` before training began) leaves the
+    status as the last attempt left it.
 
     Args:
         folder: the run folder, which must exist.
@@ -45,10 +46,11 @@ class RunWriter:
         self._closing = ExitStack()
         self._hold_lock()
         files.remove_leftovers(folder.path)
-        before = self._earlier_status()
-        self.attempt: int = attempt or int(before.get("attempt", 0)) + 1
+        self._before = self._earlier_status()
+        self.attempt: int = attempt or int(self._before.get("attempt", 0)) + 1
         self._guard = threading.RLock()
-        self._status: dict[str, Any] = before | self._identity() | {"state": "preparing"}
+        kept = {key: value for key, value in self._before.items() if key not in ("message", "ended")}
+        self._status: dict[str, Any] = {"started": time.time()} | kept | self._identity() | {"state": "preparing"}
         self._events, self._metrics, self._samples = (
             self._open(JsonLines(path)) for path in (folder.events, folder.metrics, folder.samples)
         )
@@ -68,15 +70,14 @@ class RunWriter:
             raise UserError(f"run `{name}` is already running", where=str(self.folder.path), hint=hint) from None
 
     def _earlier_status(self) -> dict[str, Any]:
-        """What the last attempt left, without what belongs to that attempt alone."""
+        """What the last attempt left."""
         try:
-            before = read_status(self.folder)
+            return read_status(self.folder)
         except FileNotFoundError:
-            return {"started": time.time()}
+            return {}
         except UserError:
             self._closing.close()
             raise
-        return {key: value for key, value in before.items() if key not in ("message", "ended")}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -156,7 +157,14 @@ class RunWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None and self.state in ("preparing", "running"):
-            state: State = "stopped" if isinstance(error, Stopped) else "failed"
             with suppress(OSError):  # the error under way says more than a full disk that keeps us from noting it
-                self.status(state, message=str(error) or kind.__name__ if kind else "")
+                self._note_failure(error)
         self.close()
+
+    def _note_failure(self, error: BaseException) -> None:
+        with self._guard:
+            if self._before and self.state == "preparing" and isinstance(error, UserError):
+                self._status = self._before
+                self._write_status()
+            else:
+                self.status("stopped" if isinstance(error, Stopped) else "failed", message=str(error) or type(error).__name__)
