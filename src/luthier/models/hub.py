@@ -41,7 +41,7 @@ def fetch(path: str, *, hub: Hub = "auto", revision: str | None = None) -> Path:
     if path == TINY:
         return _embedded()
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if path and folder.is_dir():
         return folder.resolve()
     if folder.is_file():
         raise UserError("a file, but a model is a folder", where=path, hint="Give the folder it lies in.")
@@ -118,7 +118,7 @@ def _from_huggingface(name: str, revision: str | None) -> Path:
             where=name,
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder.",
         ) from None
-    except (errors.HfHubHTTPError, OSError) as error:
+    except Exception as error:  # whatever the network raises, by whichever client the library uses
         raise UserError(
             f"the download failed ({_first_line(error)})", where=name, hint="Run it again; it goes on from here."
         ) from error

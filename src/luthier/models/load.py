@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
 
 from luthier.errors import UserError
 from luthier.models.hub import fetch
@@ -37,24 +41,57 @@ def load_model(section: Model, *, dtype: torch.dtype, device: torch.device) -> P
     options: dict[str, Any] = {"attn_implementation": attention(section.attention, config, dtype=dtype, device=device)}
     if section.quantization is not None:
         options |= _quantised(section.quantization, config, dtype, device)
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        **options,
-    )
-    if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+    model = _whole(folder, config=config, dtype=dtype, **options)
+    model.config.use_cache = False
+    return model.eval() if section.quantization is not None else model.to(device).eval()
+
+
+def load_as_stored(folder: Path) -> PreTrainedModel:
+    """The model of a folder in the types of its files, on the CPU.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    check_weights(folder)
+    return _whole(folder, config=read_config(folder), dtype="auto")
+
+
+def _whole(folder: Path, **options: Any) -> PreTrainedModel:
+    """Load a folder, and refuse what transformers would fill up with random numbers."""
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+    except SafetensorError as error:
+        raise UserError(f"a weight file cannot be read ({error})", where=str(folder), hint="Fetch it again.") from None
+    if wrong := sorted(report["missing_keys"]) + sorted(key[0] for key in report["mismatched_keys"]):
         raise UserError(
-            f"{len(missing)} weights are missing or of another shape, such as `{missing[0]}`",
+            f"{len(wrong)} weights are missing or of another shape than the config says, such as `{wrong[0]}`",
             where=str(folder),
             hint="Are all its files there?",
         )
-    model.config.use_cache = False
-    return model.eval() if section.quantization is not None else model.to(device).eval()
+    return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its progress bars and reports; what matters in them is raised as an error."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def read_config(folder: Path) -> PreTrainedConfig:

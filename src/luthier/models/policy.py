@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from luthier.models.adapters.format import read_values, write_adapter
 from luthier.models.adapters.insert import adapter_config
 from luthier.models.head import Head, decoder, describe, live
+from luthier.models.load import load_as_stored
 from luthier.models.methods import Trainable, trainable
 from luthier.models.probe import Isolation, probe_isolation
 
@@ -141,8 +142,8 @@ class Policy:
         """
         if adapter_config(self.model) is not None:
             return read_values(folder, self.model)
-        stored = _parameters_of(folder)
-        return {name: stored[name] for name in self.trainable.parameters}
+        stored = load_as_stored(folder)  # a whole model: transformers alone knows how its names map to the files'
+        return {name: stored.get_parameter(name).detach() for name in self.trainable.parameters}
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -167,12 +168,19 @@ def save_model(
         weights: values to write in place of the model's own, by parameter name; each is cast to its parameter's dtype.
         max_shard_size: largest file, such as `2GB`.
     """
+    settings = model.generation_config
+    if settings is not None and not settings.do_sample and _names_sampling_values(settings):
+        settings.do_sample = True  # as published models mean it; transformers refuses to write the values without
     given = weights or {}
     cast = {id(parameter): given[name].to(parameter) for name, parameter in model.named_parameters() if name in given}
     state = {name: cast.get(id(value), value) for name, value in model.state_dict(keep_vars=True).items()}
     model.save_pretrained(
         folder, state_dict={name: value.detach() for name, value in state.items()}, max_shard_size=max_shard_size
     )
+
+
+def _names_sampling_values(settings: GenerationConfig) -> bool:
+    return any(getattr(settings, name, None) is not None for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"))
 
 
 def rectangles(lengths: Sequence[int]) -> list[list[int]]:
@@ -197,11 +205,3 @@ def _padded_index(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
     column = torch.arange(max(lengths))
     index = torch.tensor(starts)[:, None] + column
     return index.masked_fill(column >= torch.tensor(lengths)[:, None], -1)
-
-
-def _parameters_of(folder: Path) -> dict[str, Tensor]:
-    """The parameters of a transformers folder under the names that the loaded model gives them (experts fused, and so on)."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
