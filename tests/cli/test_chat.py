@@ -93,7 +93,8 @@ def test_a_turn_that_does_not_fit_is_told_and_left_out(models: dict[bool, Echo])
 
 
 def test_compare_prints_plainly_or_as_json(models: dict[bool, Echo]) -> None:
-    plain = run(compare, "first", "--prompt", "a", "--prompt", "b")
+    plain = run(compare, "first", "--prompt", "a", "--prompt", "b", "--checkpoint", "5")
+    assert sys.modules["luthier.workshop"].calls == [("first", None, True, None), ("first", 5, False, None)]
     assert plain.stdout == "prompt: a\nbase:   base a\ntuned:  tuned a\n\nprompt: b\nbase:   base b\ntuned:  tuned b\n"
     as_json = run(compare, "first", "--prompt", "黄", "--json")
     assert json.loads(as_json.stdout) == [{"prompt": "黄", "base": "base 黄", "tuned": "tuned 黄"}]
@@ -104,3 +105,4 @@ def test_a_model_alone_cannot_be_compared(models: dict[bool, Echo], tmp_path: Pa
     with pytest.raises(UserError, match="nothing to be compared with"):
         run(compare, str(tmp_path), "--prompt", "a")
     assert run(compare, str(tmp_path), "--adapter", "x", "--prompt", "a").exit_code == 0
+    assert sys.modules["luthier.workshop"].calls == [(str(tmp_path), None, False, None), (str(tmp_path), None, False, Path("x"))]

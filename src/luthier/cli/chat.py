@@ -157,12 +157,16 @@ def compare(
     """Answers of the base model and of the tuned one, side by side."""
     from luthier.workshop import load
 
+    if checkpoint is not None and adapter is not None:
+        raise UserError("a model folder with an adapter has no checkpoints", where="--checkpoint", hint="Leave it out.")
     if adapter is None and (Path(name) / "config.json").is_file():
         raise UserError("a model alone has nothing to be compared with", where=name, hint="Name a run, or give `--adapter`.")
+    decoding = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    # With an adapter given, NAME is the base itself; else NAME is a run, which knows its base.
+    both: tuple[dict[str, Any], ...] = ({}, {"adapter": adapter}) if adapter else ({"base": True}, {"checkpoint": checkpoint})
     answers = []
-    for base in (True, False):
-        model = load(name, checkpoint=checkpoint, base=base, adapter=adapter)
-        decoding = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    for which in both:
+        model = load(name, **which)
         answers.append([answer.text.strip() for answer in model.answers(prompt, system=system, **decoding)])
         del model  # the base leaves memory before the tuned model comes
     rows = list(zip(prompt, *answers, strict=True))
