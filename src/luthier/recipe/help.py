@@ -40,12 +40,6 @@ def fields() -> tuple[Field, ...]:
     return tuple(_walk(Recipe, (), None))
 
 
-@cache
-def known_keys() -> tuple[str, ...]:
-    """All dotted keys, each once."""
-    return tuple(dict.fromkeys(field.key for field in fields()))
-
-
 def section_at(key: Key, tag: Any = None) -> type[Section] | None:
     """The section whose fields may stand directly below `key`, if there is one; positions in lists are skipped.
 
@@ -140,5 +134,5 @@ def json_schema() -> dict[str, Any]:
 
 def _or(schema: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
     """A schema that also takes the others; its own remarks stay outside."""
-    remarks = {key: schema[key] for key in ("default", "description", "title") if key in schema}
+    remarks: dict[str, Any] = {key: schema[key] for key in ("default", "description", "title") if key in schema}
     return {"anyOf": [{key: value for key, value in schema.items() if key not in remarks}, *others], **remarks}

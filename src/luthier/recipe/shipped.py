@@ -53,8 +53,8 @@ def first_comment(path: Path) -> list[str]:
 
 
 def summary(path: Path) -> str:
-    """The first line of a recipe's opening comment that is not its command."""
-    return next((line for line in first_comment(path) if line and not line.startswith(("luthier ", "$ "))), "")
+    """What a recipe is for: the first text of its opening comment below the command."""
+    return next((line for line in first_comment(path)[1:] if line), "")
 
 
 def copy_shipped(name: str, file: Path) -> Path:

@@ -6,7 +6,7 @@ problem with its line, never a guess. Placeholders such as `{{name}}` are left a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,21 +27,14 @@ _MEDIA = ("images", "videos", "audios")
 class Format(Protocol):
     """What a format's module holds."""
 
-    @property
-    def NAME(self) -> str:
-        """The name in the recipe."""
-
-    @property
-    def COLUMNS(self) -> tuple[str, ...]:
-        """Canonical names of its columns, which `source.columns` may rename."""
-
-    @staticmethod
-    def matches(row: Any) -> bool:
-        """Whether a row, its columns canonically named, has the keys of this format."""
-
-    @staticmethod
-    def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> Example:
-        """A row as an example; raises `RowError` when it is not what the format promises."""
+    NAME: str
+    """The name in the recipe."""
+    COLUMNS: tuple[str, ...]
+    """Canonical names of its columns, which `source.columns` may rename."""
+    matches: Callable[[Any], bool]
+    """Whether a row, its columns canonically named, has the keys of this format."""
+    parse: Callable[[Any, Origin, Mapping[str, str]], Conversation | Document]
+    """A row as an example; raises `RowError` when it is not what the format promises."""
 
 
 FORMATS: dict[str, Format] = {module.NAME: module for module in (messages, sharegpt, alpaca, text)}

@@ -1,7 +1,4 @@
-"""Plain text: one document a row, for pre-training.
-
-{"text": …}
-"""
+"""Plain text: one document a row, `{"text": …}`, for pre-training."""
 
 from __future__ import annotations
 
