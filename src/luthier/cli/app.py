@@ -1,0 +1,106 @@
+"""The command tree, and how each end of a command becomes an exit code.
+
+| end | printed on stderr | exit code |
+|---|---|---|
+| done | | 0 |
+| a bug | the traceback | 1 |
+| `UserError`, or a command line that cannot be parsed | `error: …` | 2 |
+| `Stopped`: interrupted, saved, resumable | how to go on | 3 |
+| interrupted with nothing to save | | 130 |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from luthier import __version__
+from luthier.cli.chat import chat, compare
+from luthier.cli.data import data_app
+from luthier.cli.env import env
+from luthier.cli.export import export_app
+from luthier.cli.login import login
+from luthier.cli.recipes import recipes_app
+from luthier.cli.runs import logs, runs_app, show, stop
+from luthier.cli.train import resume, train
+from luthier.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, Stopped, UserError
+
+RANK_GRACE = 5.0
+"""Seconds that another rank leaves rank 0 to tell the same mistake, before it tells it itself."""
+
+app = typer.Typer(
+    name="luthier",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"luthier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _luthier(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A workshop for fine-tuning language models: a data file in, a tuned model you can talk to out."""
+
+
+app.command()(train)
+app.command()(resume)
+app.command()(stop)
+app.command()(show)
+app.command()(logs)
+app.command()(chat)
+app.command()(compare)
+app.add_typer(runs_app, name="runs")
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
+app.add_typer(export_app, name="export")
+app.command()(env)
+app.command()(login)
+runs_app.command()(resume)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command line; returns the exit code. Bugs pass through as the exceptions they are."""
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        app(list(arguments), prog_name="luthier")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_DONE
+    except UserError as error:
+        return _tell(f"error: {error}", rank)
+    except Stopped as stopped:
+        # Only rank 0's code counts; any other than 0 from another rank would end rank 0 while it may still be saving.
+        if rank:
+            return EXIT_DONE
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"error: the disk is full{place}. What was saved before is intact; make room and go on.", file=sys.stderr)
+        return EXIT_BUG
+    return EXIT_DONE
+
+
+def _tell(message: str, rank: int) -> int:
+    if rank:
+        time.sleep(RANK_GRACE)
+        message = f"rank {rank}: {message}"
+    print(message, file=sys.stderr)
+    return EXIT_USER
