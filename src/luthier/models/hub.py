@@ -76,7 +76,7 @@ def login(token: str, hub: Hub = "auto") -> str:
 
     try:
         huggingface_hub.login(token=token, add_to_git_credential=False)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # the library's own, its HTTP client's (no network) and plain ones
         raise UserError(
             f"Hugging Face refused the token ({_first_line(error)})", hint="Make a new one at huggingface.co/settings/tokens."
         ) from error
