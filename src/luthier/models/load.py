@@ -145,13 +145,15 @@ def check_weights(folder: Path) -> None:
 def attention(choice: str, config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device) -> str:
     """The attention implementation to load with: the user's, or the fastest that is installed and computes the same.
 
-    Soft-capped attention (Gemma-2) has no SDPA form; there `auto` is eager unless FlashAttention is at hand.
+    Soft-capped attention (Gemma-2) has no SDPA form, though older transformers run it without the cap when asked; there `auto` is
+    eager unless FlashAttention is at hand.
 
     Raises:
         UserError: the user's choice is not installed or not possible for this model.
     """
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    sdpa = bool(getattr(architecture, "_supports_sdpa", False))
+    capped = bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
+    sdpa = bool(getattr(architecture, "_supports_sdpa", False)) and not capped
     half = dtype in (torch.bfloat16, torch.float16)
     installed = importlib.util.find_spec("flash_attn") is not None
     flash = bool(getattr(architecture, "_supports_flash_attn", False)) and installed and half and device.type == "cuda"
