@@ -23,6 +23,7 @@ Row = tuple[Origin, Any]
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ESCAPED_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _DECODER = json.JSONDecoder()
+_TOO_LONG = "holds a whole number of thousands of digits"
 _TOO_DEEP = "is nested too deeply"
 _NOT_UNICODE = r"holds half of a surrogate pair (`\ud83d` alone), which is not text"
 
@@ -81,8 +82,8 @@ def _parse_line(line: str) -> Any:
         return RowProblem(f"broken JSON: {error.msg} (column {error.colno})")
     except RecursionError:
         return RowProblem(_TOO_DEEP)
-    except ValueError as error:
-        return RowProblem(f"broken JSON: {error}")
+    except ValueError:
+        return RowProblem(_TOO_LONG)
     return _checked(value) if _ESCAPED_SURROGATE.search(line) else value
 
 
@@ -163,8 +164,8 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
         return RowProblem(f"broken JSON: {error.msg} (column {error.colno})", fatal=True), error.pos
     except RecursionError:
         return RowProblem(_TOO_DEEP, fatal=True), start
-    except ValueError as error:
-        return RowProblem(f"broken JSON: {error}", fatal=True), start
+    except ValueError:
+        return RowProblem(_TOO_LONG, fatal=True), start
 
 
 def _skip(text: str, position: int) -> int:

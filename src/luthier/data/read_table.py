@@ -1,7 +1,8 @@
 """Rows of tables: csv and parquet. A row is a mapping from column names to values.
 
 The line of a csv row is where it begins: quoted fields may hold line ends. A row with more or fewer fields than the header is a
-problem and not padded, since nobody can tell which field is missing. Parquet has no lines; its rows are numbered from 1.
+problem and not padded, since nobody can tell which field is missing. CRLF is read as LF, inside quotes too: it is how the file was
+saved and no part of the text. Parquet has no lines; its rows are numbered from 1.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class _Feed:
         if isinstance(line, RowProblem):
             self.problem = line
             return "\n"
-        return line
+        return line.replace("\r\n", "\n")
 
 
 def read_csv(path: Path, delimiter: str | None = None) -> Iterator[Row]:
@@ -66,7 +67,7 @@ def read_csv(path: Path, delimiter: str | None = None) -> Iterator[Row]:
         elif not cells:
             continue
         elif len(cells) != len(header):
-            yield Origin(file, line, row), RowProblem(f"{len(cells)} fields, but the header names {len(header)}")
+            yield Origin(file, line, row), RowProblem(f"number of fields is {len(cells)}, but the header names {len(header)}")
         else:
             yield Origin(file, line, row), dict(zip(header, cells, strict=True))
         row += 1

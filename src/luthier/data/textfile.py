@@ -14,6 +14,7 @@ import codecs
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ from luthier.data.problems import RowProblem
 from luthier.errors import UserError, nearest
 
 _BUFFER = 1 << 18
-_SAMPLE = 1 << 15
+_SAMPLE = 1 << 16
+_CANDIDATES = ["gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -84,7 +86,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | RowProblem]]:
                 if raw.isascii():
                     yield number, raw.decode("ascii")
                     continue
-                encoding = _detect(raw + file.peek(_SAMPLE)[:_SAMPLE], path, number)
+                encoding = _detect(raw + file.peek(_SAMPLE), path, number)
             try:
                 yield number, raw.decode(encoding)
             except UnicodeDecodeError as error:
@@ -108,19 +110,11 @@ def _decode_whole(data: bytes, path: Path) -> str:
             return data.decode(encoding)
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            encoding = _detect(data[_first_byte_beyond_ascii(data) :][: 2 * _SAMPLE], path, line)
+            encoding = _detect(data, path, line)
             return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(_undecodable(error), where=f"{shown(path)}:{line}", hint="Save the file as UTF-8.") from error
-
-
-def _first_byte_beyond_ascii(data: bytes) -> int:
-    try:
-        data.decode("ascii")
-    except UnicodeDecodeError as error:
-        return data.rfind(b"\n", 0, error.start) + 1
-    return len(data)
 
 
 def _undecodable(error: UnicodeDecodeError) -> str:
@@ -128,19 +122,21 @@ def _undecodable(error: UnicodeDecodeError) -> str:
     return f"is not valid {name} text (byte 0x{error.object[error.start]:02x})"
 
 
-def _detect(sample: bytes, path: Path, line: int) -> str:
-    """`utf-8` or `gb18030`, judged by a sample that holds more than ASCII.
+def _detect(data: bytes, path: Path, line: int) -> str:
+    """`utf-8` or `gb18030`, judged by the part of the data that begins with the first byte beyond ASCII.
 
-    Single lines may be damaged, so it is UTF-8 when at least half of the telling lines of the sample are.
+    Single lines may be damaged, so it is UTF-8 when at least half of the telling lines of that part are.
     """
-    lines = [part for part in sample.split(b"\n") if not part.isascii()]
-    if len(lines) > 1:
-        lines.pop()  # the sample may end inside its last line
-    if sum(_is_utf8(part) for part in lines) * 2 >= len(lines):
+    first = re.search(rb"[\x80-\xff]", data)
+    begin = first.start() if first else 0
+    lines = [part for part in data[begin : begin + _SAMPLE].split(b"\n") if not part.isascii()]
+    if sum(_begins_as(part, "utf-8") for part in lines) * 2 >= len(lines):
         return "utf-8"
     from charset_normalizer import from_bytes
 
-    guesses = list(from_bytes(b"\n".join(lines), cp_isolation=["gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]))
+    whole = [part for part in lines if _begins_as(part, "gb18030")]
+    telling = b"\n".join(whole if len(whole) * 2 >= len(lines) else lines)
+    guesses = list(from_bytes(_whole_characters(telling), cp_isolation=_CANDIDATES))
     best = guesses[0] if guesses else None
     for guess in guesses:
         if guess.encoding == "gb18030" and best and (guess.chaos, guess.coherence) == (best.chaos, best.coherence):
@@ -149,9 +145,18 @@ def _detect(sample: bytes, path: Path, line: int) -> str:
     raise UserError(f"is neither UTF-8 nor GB18030 text{likely}", where=f"{shown(path)}:{line}", hint="Save the file as UTF-8.")
 
 
-def _is_utf8(data: bytes) -> bool:
+def _begins_as(data: bytes, encoding: str) -> bool:
+    """Whether the bytes are text in this encoding, up to a character that is cut at the end."""
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
+        codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeDecodeError:
+        return False
     return True
+
+
+def _whole_characters(data: bytes) -> bytes:
+    """The bytes without a GB18030 character that is cut at the end (of at most four bytes)."""
+    decoder = codecs.getincrementaldecoder("gb18030")("replace")
+    decoder.decode(data)
+    left = decoder.getstate()[0]
+    return data[: len(data) - len(left)]
