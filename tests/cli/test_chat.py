@@ -85,6 +85,14 @@ def test_a_conversation_grows_and_commands_act_on_it(models: dict[bool, Echo]) -
     assert "four" not in result.stdout
 
 
+def test_an_answer_cannot_command_the_terminal(models: dict[bool, Echo]) -> None:
+    result = run(chat, "first", typed="\x1b[2Jred\n")
+    assert result.stdout == "tuned \ufffd[2Jred\n"
+    assert run(chat, "first", "--prompt", "\x1b[2Jred").stdout == "tuned \x1b[2Jred\n", (
+        "a program that reads the answer gets all of it"
+    )
+
+
 def test_a_turn_that_does_not_fit_is_told_and_left_out(models: dict[bool, Echo]) -> None:
     result = run(chat, "first", typed="too long\nshort\n")
     assert "error: the prompt has 9 tokens" in result.stderr

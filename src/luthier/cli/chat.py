@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ HELP = """\
 /clear         forget the conversation
 /exit          leave (so does Ctrl-D)
 Ctrl-C stops an answer."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A run's name, its folder, or a model folder.")]
 Checkpoint = Annotated[
@@ -132,7 +135,7 @@ class Talk:
         try:
             for text in self.model.stream(self.messages, system=self.system, **self.decoding):
                 said.append(text)
-                print(text, end="", flush=True)
+                print(harmless(text), end="", flush=True)
         except KeyboardInterrupt:
             print(" …", end="")
         except UserError as error:
@@ -141,6 +144,11 @@ class Talk:
             return
         print()
         self.messages.append({"role": "assistant", "content": "".join(said)})
+
+
+def harmless(text: str) -> str:
+    """`text` without the control characters by which a model could command the terminal."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def compare(
@@ -189,5 +197,5 @@ def _print_table(rows: list[tuple[str, str, str]]) -> None:
     for title, ratio in (("prompt", 1), ("base", 2), ("tuned", 2)):
         table.add_column(title, ratio=ratio, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # as text: an answer may hold what rich takes for markup
+        table.add_row(*(Text(harmless(text)) for text in row))  # as text: an answer may hold what rich takes for markup
     Console().print(table)
