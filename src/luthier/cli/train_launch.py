@@ -1,7 +1,7 @@
 """Training in other processes: one in the background, or several ranks side by side.
 
 Ranks are started by torchrun's own agent (`torch.distributed.launcher`), called from here and not as a command, because only so
-the exit code of rank 0 (2 the user's mistake, 3 stopped and saved) comes back; the command turns each of them into 1 and a page
+the exit code of a rank (2 the user's mistake, 3 stopped and saved) comes back; the command turns each of them into 1 and a page
 of text. The agent sits in the process that the user started: it passes signals on, and ends all ranks when one fails.
 """
 
@@ -92,11 +92,11 @@ def _state(folder: RunFolder) -> str:
 
 
 def on_ranks(arguments: list[str], count: int, folder: RunFolder) -> int:
-    """Run `luthier ARGUMENTS` as `count` ranks of one process group; returns the exit code of rank 0.
+    """Run `luthier ARGUMENTS` as `count` ranks of one process group; returns the exit code of the rank that ended it.
 
     Rank 0 has the terminal; what the others print is kept as `log/rank-N.txt` in the run folder.
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # the agent's own account of what the ranks say better
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING))
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
@@ -127,8 +127,11 @@ def on_ranks(arguments: list[str], count: int, folder: RunFolder) -> int:
 
 
 def _exit_code(failures: Mapping[int, Any], logs: Path) -> int:
-    """The code of rank 0; if another rank failed alone, its code, after printing what it said."""
-    rank = 0 if 0 in failures else min(failures)
+    """The code of the rank that failed first, after printing what it said unless it has the terminal.
+
+    The agent notes failures as it finds them, so the first entry is the cause; the others were ended because of it.
+    """
+    rank = next(iter(failures))
     if rank:
         for path in logs.rglob(f"{rank}/stderr.log"):
             print(path.read_text(errors="replace"), file=sys.stderr, end="")
