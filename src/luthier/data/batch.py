@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from luthier.data.hashing import mix64
+
 if TYPE_CHECKING:
     from luthier.data.prepare import Units
     from luthier.data.store import TokenStore
@@ -98,18 +100,6 @@ def make_batch(store: TokenStore, segment_ids: Sequence[int] | NDArray[np.intege
 
 def _column(values: NDArray[np.integer], ids: NDArray[np.int64]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values[ids], dtype=np.int64))
-
-
-def mix64(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A well-mixed 64-bit hash of integers or integer arrays (the SplitMix64 finaliser over each word in turn)."""
-    state = np.zeros((), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for word in words:
-            state = state + np.asarray(word, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return state
 
 
 class GlobalBatches:

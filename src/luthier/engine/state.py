@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from luthier.data.batch import mix64
+from luthier.data.hashing import mix64
 from luthier.errors import UserError
 
 VERSION = 1

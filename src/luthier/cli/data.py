@@ -1,0 +1,84 @@
+"""`luthier data`: look at what a recipe would learn from, before it does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from luthier.data.batch import GlobalBatches
+    from luthier.data.prepare import Dataset
+    from luthier.data.tokenizer import Tokenizer
+
+data_app = typer.Typer(help="Look at data before learning from it.", no_args_is_help=True)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe, e.g. data.max_length=512.")
+]
+
+
+@data_app.callback()
+def data() -> None:
+    """Look at data before learning from it."""
+
+
+@data_app.command()
+def preview(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(metavar="N", min=1, help="Show at most so many segments of the batch.")] = 8,
+) -> None:
+    """Print the first batch as the model will see it; what is learnt is coloured and stands between ⟦ ⟧."""
+    from rich.console import Console
+
+    from luthier.data.preview import coloured
+
+    dataset, batches, tokenizer = _prepared(recipe, overrides or [])
+    store, console = dataset.store, Console(highlight=False, soft_wrap=True)
+    batch = batches(0)
+    for number, segment in enumerate(batch[:rows].tolist(), 1):
+        tokens, weight = store.segment(segment)
+        learnt = int((weight != 0).sum())
+        console.rule(f"{number} of {len(batch)} · {store.origin(segment)} · {len(tokens)} tokens, {learnt} learnt", style="dim")
+        console.print(coloured(tokenizer, tokens, weight))
+    if len(batch) > rows:
+        console.print(f"… and {len(batch) - rows} more (--rows)")
+
+
+@data_app.command()
+def stats(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print lengths, truncated share, supervised share and steps per epoch."""
+    from luthier.data.preview import stats as measure
+
+    dataset, batches, _ = _prepared(recipe, overrides or [])
+    for line in [*dataset.report.lines(), *measure(dataset, batches.steps_per_epoch).lines()]:
+        print(line)
+
+
+def _prepared(name: str, overrides: list[str]) -> tuple[Dataset, GlobalBatches, Tokenizer]:
+    """The dataset of a recipe and its batches, as `luthier train` would make them."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from luthier.data.batch import GlobalBatches
+    from luthier.data.prepare import prepare
+    from luthier.engine.plan import batch_of
+    from luthier.recipe.load import load_recipe
+    from luthier.workshop.loading import template_for, tokenizer_for
+
+    recipe = load_recipe(name, overrides)
+    tokenizer = tokenizer_for(recipe.model)
+    template = None if recipe.stage.type == "pt" else template_for(recipe, tokenizer)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tokenising", total=None)
+        dataset = prepare(
+            recipe,
+            tokenizer,
+            template,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
+        )
+    examples, tokens = batch_of(recipe.train, recipe.stage.type, recipe.data.max_length, 1)
+    batches = GlobalBatches(dataset.store, dataset.train, seed=recipe.train.seed, batch_size=examples, batch_tokens=tokens)
+    return dataset, batches, tokenizer
