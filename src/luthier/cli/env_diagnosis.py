@@ -132,11 +132,16 @@ def bitsandbytes(here: Environment) -> Iterator[Finding]:
         return
     wanted = here.variables.get("BNB_CUDA_VERSION") or here.torch.cuda.replace(".", "")
     if here.bitsandbytes_cuda and wanted not in here.bitsandbytes_cuda:
-        source = "BNB_CUDA_VERSION asks for" if "BNB_CUDA_VERSION" in here.variables else "torch uses"
+        asked = "BNB_CUDA_VERSION" in here.variables
+        source, remedy = (
+            ("BNB_CUDA_VERSION asks for", "Unset BNB_CUDA_VERSION")
+            if asked
+            else ("torch uses", "`pip install --upgrade bitsandbytes`")
+        )
         yield Finding(
             "problem",
             f"bitsandbytes {installed} has no library for CUDA {wanted}, which {source} (it has "
-            f"{', '.join(here.bitsandbytes_cuda)}). `pip install --upgrade bitsandbytes`, or unset BNB_CUDA_VERSION.",
+            f"{', '.join(here.bitsandbytes_cuda)}). {remedy}.",
         )
 
 
