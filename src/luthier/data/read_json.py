@@ -69,7 +69,7 @@ def _lines(path: Path) -> Iterator[Row]:
         if isinstance(line, RowProblem):
             yield Origin(file, number, row), line
         elif not line.isspace():
-            yield Origin(file, number, row), _parse_line(line)
+            yield Origin(file, number, row), _parse_line(line.rstrip("\r\n"))
         else:
             continue
         row += 1
