@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from luthier.data.problems import RowProblem
 from luthier.errors import UserError, nearest
@@ -37,16 +37,16 @@ def shown(path: Path) -> str:
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
+def open_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
     """The content of a file, decompressed if it begins as gzip does.
 
     Raises:
         UserError: the file is missing (the hint names the nearest one there), unreadable, or damaged gzip data.
     """
     try:
-        with path.open("rb", buffering=_BUFFER) as file:
+        with io.BufferedReader(io.FileIO(path), _BUFFER) as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
-                with io.BufferedReader(_gunzip(file), _BUFFER) as unpacked:
+                with io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER) as unpacked:
                     yield unpacked
             else:
                 yield file
@@ -58,10 +58,6 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
         raise UserError(f"the gzip data is damaged: {error}", where=shown(path), hint="Fetch the file again.") from error
     except PermissionError as error:
         raise UserError("may not be read (permission denied)", where=shown(path)) from error
-
-
-def _gunzip(file: BinaryIO) -> io.RawIOBase:
-    return gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[return-value]
 
 
 def _nearest_file(path: Path) -> str | None:
