@@ -27,7 +27,7 @@ def test_a_saved_model_loads_as_it_was(family: str, tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), build(family).parameters(), strict=True))
     assert not model.training
     assert model.config.use_cache is False
-    assert model.config._attn_implementation == ("eager" if family in ("gemma2", "bloom") else "sdpa")
+    assert model.config._attn_implementation == ("eager" if family in ("gemma2", "bloom") else "luthier_segments")
 
 
 def test_dtype_and_attention_are_the_recipe_s(tmp_path: Path) -> None:

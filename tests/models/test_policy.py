@@ -65,7 +65,8 @@ def test_a_packed_row_gets_no_mask_and_no_cache(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(policy.model.base_model, "forward", spy)
     policy.hidden(ragged(LENGTHS), packing=True)
-    assert set(seen) == {"input_ids", "position_ids", "use_cache"}
+    boundaries = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+    assert set(seen) == {"input_ids", "position_ids", "use_cache"} | boundaries
     assert seen["use_cache"] is False
 
 

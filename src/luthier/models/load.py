@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from luthier.errors import UserError
+from luthier.models.attention import NAME as SEGMENTS
 from luthier.models.hub import fetch
 from luthier.recipe.schema import Model, Quantization
 
@@ -42,6 +43,7 @@ def load_model(section: Model, *, dtype: torch.dtype, device: torch.device) -> P
     if section.quantization is not None:
         options |= _quantised(section.quantization, config, dtype, device)
     model = _whole(folder, config=config, dtype=dtype, **options)
+    _same_numbers_with_and_without_gradients(model)
     model.config.use_cache = False
     return model.eval() if section.quantization is not None else model.to(device).eval()
 
@@ -146,7 +148,7 @@ def attention(choice: str, config: PreTrainedConfig, *, dtype: torch.dtype, devi
     """The attention implementation to load with: the user's, or the fastest that is installed and computes the same.
 
     Soft-capped attention (Gemma-2) has no SDPA form, though older transformers run it without the cap when asked; there `auto` is
-    eager unless FlashAttention is at hand.
+    eager unless FlashAttention is at hand. On a CPU `auto` computes attention within segments only.
 
     Raises:
         UserError: the user's choice is not installed or not possible for this model.
@@ -158,7 +160,8 @@ def attention(choice: str, config: PreTrainedConfig, *, dtype: torch.dtype, devi
     installed = importlib.util.find_spec("flash_attn") is not None
     flash = bool(getattr(architecture, "_supports_flash_attn", False)) and installed and half and device.type == "cuda"
     if choice == "auto":
-        return "flash_attention_2" if flash else "sdpa" if sdpa else "eager"
+        within_segments = SEGMENTS if device.type == "cpu" else "sdpa"
+        return "flash_attention_2" if flash else within_segments if sdpa else "eager"
     if choice == "flash_attention_2" and not flash:
         raise UserError(
             "FlashAttention 2 needs the package `flash-attn`, a CUDA device, half precision and a model that supports it",
@@ -190,6 +193,17 @@ def _quantised(section: Quantization, config: PreTrainedConfig, dtype: torch.dty
         )
         _check_blocks(config)
     return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def _same_numbers_with_and_without_gradients(model: PreTrainedModel) -> None:
+    """Keep 4-bit layers from repacking themselves on a CPU with AVX512-BF16.
+
+    There bitsandbytes changes the weight's layout at the first pass without gradients and computes in bfloat16 from then on: evaluation
+    would differ from training by percents, and dequantising (DoRA, merging) would read the wrong layout.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_blocks(config: PreTrainedConfig) -> None:

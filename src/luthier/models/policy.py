@@ -9,8 +9,8 @@ one row of T tokens, with positions that restart and *no* attention mask and *no
 block-diagonal mask, and segments leak). Elsewhere segments of like length are padded to the right into rectangles, run with an
 attention mask, and gathered back. Both give the same states to rounding, so how a batch is executed never changes what is learnt.
 
-Cost: in one row attention is computed over T² pairs and the mask takes T² bytes, though only the blocks Σ L² count; beside the
-linear layers that is small while T is a few times the hidden size. Padding wastes at most a fifth of its positions.
+Cost: with attention within segments (`luthier.models.attention`) or FlashAttention only the Σ L² pairs that count are computed; the
+SDPA and eager paths of transformers compute T² of them. Padding wastes at most a fifth of its positions.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from luthier.models.adapters.format import read_values, write_adapter
 from luthier.models.adapters.insert import adapter_config
+from luthier.models.attention import packed_row
 from luthier.models.head import Head, decoder, describe, live
 from luthier.models.load import load_as_stored
 from luthier.models.methods import Trainable, trainable
@@ -95,7 +96,8 @@ class Policy:
             packing: one row without padding, where the model isolates segments; else (or if it does not) padded rectangles.
         """
         if packing and self.isolation.ok:
-            return self._run(input_ids=batch.tokens[None], position_ids=batch.positions[None])[0]
+            with packed_row(batch.cu_seqlens, batch.max_length) as boundaries:
+                return self._run(input_ids=batch.tokens[None], position_ids=batch.positions[None], **boundaries)[0]
         lengths = torch.diff(batch.cu_seqlens).tolist()
         starts = batch.cu_seqlens.tolist()
         pieces, order = [], []
@@ -115,7 +117,7 @@ class Policy:
         lengths = torch.diff(batch.cu_seqlens).tolist()
         return sum(len(rows) * lengths[rows[0]] for rows in rectangles(lengths))
 
-    def _run(self, **inputs: Tensor) -> Tensor:
+    def _run(self, **inputs: Any) -> Tensor:
         return decoder(self.model)(**inputs, use_cache=False).last_hidden_state
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, tokenizer: Savable | None = None) -> None:

@@ -5,8 +5,9 @@ transformers builds a block-diagonal causal mask from such positions for most fa
 Granite, Cohere, GLM …), but families that make their positions themselves (OPT, BLOOM and Falcon with ALiBi, MPT) or carry a
 state (Mamba) let the first segment leak into the second: the logits change by whole units, and the loss still looks fine.
 
-So, at load, two short segments are run packed and apart. Where the hidden states agree, packing is exact; where they do not, the
-policy pads instead, and says so.
+So, at load, a short segment is run behind two different neighbours and alone. Its hidden states must not depend on the neighbour (the
+shapes are the same, so not even rounding may differ much) and must be those of the lone run to the rounding of the dtype. Where both
+hold, packing is exact; where they do not, the policy pads instead, and says so.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from luthier.models.head import decoder, evaluating, probe_tokens
+from luthier.models.attention import packed_row
+from luthier.models.head import decoder, evaluating, probe_tokens, relative_difference
 
 FIRST, SECOND = 11, 7
-"""Lengths of the two segments."""
+"""Lengths of the neighbour and of the segment that is watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Isolation:
 
     Attributes:
         ok: segments may share a row.
-        reason: one clause for people, e.g. "packed and separate runs agree (difference 3e-07)".
+        reason: one clause for people, e.g. "packed and separate runs agree (relative difference 3e-07)".
     """
 
     ok: bool
@@ -37,21 +39,29 @@ class Isolation:
 
 
 def probe_isolation(model: PreTrainedModel) -> Isolation:
-    """Run two segments packed and apart, and compare the hidden states of both (dropout off, no gradients)."""
+    """Run a segment packed behind two neighbours and alone, and compare its states (dropout off, no gradients)."""
     body = decoder(model)
-    if "position_ids" not in inspect.signature(body.forward).parameters:
+    parameters = inspect.signature(body.forward).parameters
+    if "position_ids" not in parameters:
         return Isolation(False, f"{type(model).__name__} takes no position ids")
+    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return Isolation(False, f"{type(model).__name__} hands no segment boundaries to its attention")
     if getattr(model.config.get_text_config(), "attention_chunk_size", None):
         return Isolation(False, f"{type(model).__name__} attends in chunks of the row, not of the segment")
-    tokens = probe_tokens(model, FIRST + SECOND)
-    first, second = tokens[:FIRST], tokens[FIRST:]
-    positions = torch.cat([torch.arange(FIRST), torch.arange(SECOND)]).to(tokens.device)
+    tokens = probe_tokens(model, 2 * FIRST + SECOND)
+    neighbour, other, watched = tokens.split([FIRST, FIRST, SECOND])
+    positions = torch.cat([torch.arange(FIRST), torch.arange(SECOND)])[None].to(tokens.device)
+    bounds = torch.tensor([0, FIRST, FIRST + SECOND], dtype=torch.int32, device=tokens.device)
     with evaluating(model):
-        packed = body(input_ids=tokens[None], position_ids=positions[None], use_cache=False).last_hidden_state[0]
-        apart = [body(input_ids=part[None], use_cache=False).last_hidden_state[0] for part in (first, second)]
-    difference = (packed.float() - torch.cat(apart).float()).abs().max().item()
-    size = max(part.float().abs().max().item() for part in apart)
-    bound = 256 * max(torch.finfo(packed.dtype).eps, torch.finfo(torch.float32).eps) * max(size, 1e-6)
-    if difference <= bound:
-        return Isolation(True, f"packed and separate runs agree (difference {difference:.0e})")
-    return Isolation(False, f"packed segments of {type(model).__name__} see each other (difference {difference:.2g})")
+        with packed_row(bounds, FIRST) as boundaries:
+            keywords = {"position_ids": positions, "use_cache": False} | boundaries
+            rows = [body(input_ids=torch.cat([first, watched])[None], **keywords) for first in (neighbour, other)]
+        behind = [row.last_hidden_state[0, FIRST:] for row in rows]
+        alone = body(input_ids=watched[None], use_cache=False).last_hidden_state[0]
+    leak, error = relative_difference(behind[1], behind[0]), relative_difference(behind[0], alone)
+    epsilon = torch.finfo(torch.bfloat16 if getattr(model, "is_quantized", False) else alone.dtype).eps
+    if leak > max(1e-5, 2 * epsilon) or error > max(1e-4, 16 * epsilon):
+        return Isolation(
+            False, f"packed segments of {type(model).__name__} see each other (relative difference {max(leak, error):.2g})"
+        )
+    return Isolation(True, f"packed and separate runs agree (relative difference {error:.0e})")
