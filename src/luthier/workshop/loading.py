@@ -11,7 +11,7 @@ from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
 from luthier.errors import UserError
 from luthier.generation.chat import ChatModel
-from luthier.models.adapters.format import CONFIG
+from luthier.models.adapters.format import CONFIG_FILE as CONFIG
 from luthier.models.hub import fetch
 from luthier.models.load import load_model
 from luthier.models.methods import load_adapter
