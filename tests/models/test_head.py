@@ -42,9 +42,10 @@ def test_each_family_has_its_own_form() -> None:
     assert heads["phi"].bias is not None
 
 
-def test_a_config_that_says_otherwise_is_overruled_aloud() -> None:
-    model = build("llama")
-    model.config.logits_scaling = 4.0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_config_that_says_otherwise_is_overruled_aloud(dtype: torch.dtype) -> None:
+    model = build("llama").to(dtype)
+    model.config.logits_scaling = 1.25
     head = describe(model)
     assert head.scale == 1.0
     assert head.note is not None

@@ -8,18 +8,22 @@ import torch
 from luthier.models.probe import probe_isolation
 from tests.families import build
 
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "granite", "qwen3", "glm", "phi", "cohere"])
-def test_isolating_families_are_accepted(family: str) -> None:
-    verdict = probe_isolation(build(family))
+def test_isolating_families_are_accepted(family: str, dtype: torch.dtype) -> None:
+    verdict = probe_isolation(build(family).to(dtype))
     assert verdict.ok, verdict.reason
 
 
 @pytest.mark.parametrize(
     ("family", "reason"), [("opt", "see each other"), ("falcon", "see each other"), ("bloom", "takes no position ids")]
 )
-def test_leaking_families_are_refused(family: str, reason: str) -> None:
-    verdict = probe_isolation(build(family))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_leaking_families_are_refused(family: str, reason: str, dtype: torch.dtype) -> None:
+    verdict = probe_isolation(build(family).to(dtype))
     assert not verdict.ok
     assert reason in verdict.reason
 

@@ -12,7 +12,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.models.adapters.insert import CONFIG_ATTRIBUTE
-from luthier.models.adapters.lora import ORIGINAL, LoRALinear, adapted_layers, is_quantised, replace_module
+from luthier.models.adapters.lora import (
+    ORIGINAL,
+    LoRALinear,
+    adapted_layers,
+    dense_weight,
+    is_linear,
+    is_quantised,
+    replace_module,
+)
 
 
 @torch.no_grad()
@@ -23,6 +31,7 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     """
     for name, layer in adapted_layers(model).items():
         replace_module(model, name, merged_layer(layer))
+    _make_dense(model)
     for module in model.modules():
         if hasattr(module, ORIGINAL):
             delattr(module, ORIGINAL)
@@ -45,6 +54,16 @@ def merged_layer(layer: LoRALinear) -> nn.Module:
         return _dense(weight.to(layer.lora_A.dtype), base.bias)  # type: ignore[arg-type]
     base.weight = nn.Parameter(weight.T.contiguous() if isinstance(base, Conv1D) else weight.contiguous())
     return base
+
+
+def _make_dense(model: PreTrainedModel) -> None:
+    """Dequantise the layers without adapter as well, for a model is in few bits as a whole or not at all."""
+    packed = {name: layer for name, layer in model.named_modules() if is_linear(layer) and is_quantised(layer)}
+    for name, layer in packed.items():
+        replace_module(model, name, _dense(dense_weight(layer).to(model.dtype), layer.bias))  # type: ignore[arg-type]
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config
+        model.hf_quantizer = None
 
 
 def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
