@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from luthier.chat import TemplateRefused, render
-from luthier.chat.sandbox import CHARACTERS
 from luthier.errors import UserError
 
 USER = [{"role": "user", "content": "hi"}]
@@ -51,3 +50,63 @@ def test_golden_refusals(shared: Path) -> None:
             rendered(shared, name, context, case)
         if case["error_kind"] == "raised_by_template":
             assert f"TemplateError: {caught.value.reason}" == case["error"]
+
+
+def test_generation_markers_do_not_change_the_text() -> None:
+    source = "{% for m in messages %}[{% generation %}{% set x = m['content'] %}{{ x }}{% endgeneration %}{{ x }}]{% endfor %}"
+    assert render(source, USER) == "[hi]"
+
+
+def test_reasoning_goes_by_all_its_names() -> None:
+    message = [{"role": "assistant", "reasoning": "so", "content": "hi"}]
+    assert render("{{ messages[0].reasoning_content }}{{ messages[0].thinking }}", message) == "soso"
+
+
+def test_objects_are_inert() -> None:
+    assert render("{{ messages[0].content }}", [{"role": "user", "content": Path("secret")}]) == "<PosixPath>"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__ }}{{ ''.__class__.mro() }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
+        "{{ 'a' * 999999999 }}",
+        "{{ 2 ** 99999999 }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '{:999999999}'.format(1) }}",
+        "{{ '%*d' % (999999999, 1) }}",
+        "{{ '{:{}}'.format(1, 999999999) }}",
+        "{{ 'a'.ljust(999999999) }}",
+        "{{ 'a' | center(999999999) }}",
+        "{{ ('a' * 9999).replace('a', 'b' * 9999) }}",
+        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = [n.x, n.x] | join %}{% endfor %}",
+        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set x %}{{ n.x }}{{ n.x }}{% endset %}"
+        "{% set n.x = x %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99) %}" + "x" * 999 + "{% endfor %}{% endfor %}",
+        "{{ messages.append(1) }}",
+        "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+    ],
+)
+def test_fences_hold(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.chat.sandbox.SECONDS", 0.2)
+    with pytest.raises(TemplateRefused):
+        render(source, USER)
+
+
+def test_a_long_conversation_passes_the_fences() -> None:
+    long = [{"role": "user", "content": "x" * 1000}] * 5000
+    assert len(render("{% for m in messages %}{{ m.content | trim | replace('y', 'z') }}{% endfor %}", long)) == 5_000_000
+
+
+def test_big_numbers_are_no_crime() -> None:
+    source = "{{ '%d' % 1234567 }} {{ '{}'.format(7654321) }} {{ messages[0].content.find('i', 300000) }} {{ 'a' | center(3) }}"
+    assert render(source, USER) == "1234567 7654321 -1  a "
+
+
+def test_broken_jinja_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="its line 2"):
+        render("{% if x %}\n{% endfor %}", USER)

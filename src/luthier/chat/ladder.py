@@ -230,21 +230,34 @@ def _end(view: View, messages: Sequence[Message], turn: int, text: str, last: tu
                     return position + len(closer)
         if not view.shape().closers:
             return end
-    whole = view.text(messages[: turn + 1]).rstrip()
-    if text.startswith(whole) and len(whole) >= end:
-        return len(whole)
-    raise _NextRung(f"the end of message {turn + 1} cannot be told")
+    whole = _until(view, messages, turn, text)
+    if whole is None or whole < end or _begins_again(view, text[end:whole], messages[turn]):
+        raise _NextRung(f"the end of message {turn + 1} cannot be told")
+    return whole
+
+
+def _until(view: View, messages: Sequence[Message], turn: int, text: str) -> int | None:
+    """Length of the text up to the end of a turn, if the conversation up to there is a prefix of it."""
+    whole = view.text(messages[: turn + 1]).rstrip().removesuffix(view.shape().footer)
+    return len(whole) if text.startswith(whole) else None
+
+
+def _begins_again(view: View, written: str, message: Message) -> bool:
+    """Whether the template writes a second header inside a turn (an empty answer after a tool call, say)."""
+    header = view.shape().header.strip()
+    return bool(header) and header in written and header not in str(message.get("content"))
 
 
 def _by_prefixes(view: View, messages: Sequence[Message], targets: Targets, text: str) -> list[tuple[int, Place]]:
     found: list[tuple[int, Place]] = []
     for turn in targets:
-        before, after = _prompt(view, messages, turn, text), view.text(messages[: turn + 1]).rstrip()
-        if before is None or not text.startswith(after):
+        before, after = _prompt(view, messages, turn, text), _until(view, messages, turn, text)
+        if before is None or after is None:
             raise _NextRung("the conversation up to an answer is no prefix of the whole")
-        if not _holds(text[before : len(after)], messages[turn]):
+        span = text[before:after]
+        if not _holds(span, messages[turn]) or _begins_again(view, span, messages[turn]):
             raise _NextRung(f"the template does not write message {turn + 1} as it is")
-        found.append((turn, (before, len(after))))
+        found.append((turn, (before, after)))
     return found
 
 

@@ -38,7 +38,11 @@ CHARACTERS = 1 << 24
 SOURCE_CHARACTERS = 1 << 20
 """Longest template that is compiled."""
 WIDTH = 100_000
-"""Largest number that a string method or filter may be given: a padding, an indentation, a count."""
+"""Largest padding, indentation or repetition that a template may ask for."""
+
+_PADDINGS = frozenset({"batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill"})
+_WIDE = re.compile(r"%[^a-zA-Z%]*\d{6}|\{[^{}]*\d{6}")
+_INDIRECT = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
 
 
 class Raised(TemplateError):
@@ -126,7 +130,9 @@ def _modulo(left: Any, right: Any) -> Any:
 
 
 def _check_format(pattern: str, values: Any) -> None:
-    if re.search(r"\d{6}", pattern) or any(isinstance(value, int) and abs(value) > WIDTH for value in values):
+    """Refuse widths beyond reason: written in the pattern, or taken from the values by `%*d` and `{:{}}`."""
+    indirect = _INDIRECT.search(pattern) and any(isinstance(value, int) and abs(value) > WIDTH for value in values)
+    if indirect or _WIDE.search(pattern):
         raise SecurityError("it formats with a width beyond reason")
 
 
@@ -138,10 +144,8 @@ def _check_call(name: str, text: str, arguments: tuple[Any, ...]) -> None:
         _check_format(text, arguments)
     elif name == "join" and arguments and isinstance(arguments[0], list | tuple):
         _bounded(sum(len(str(part)) + len(text) for part in arguments[0]))
-    else:
-        for argument in arguments:
-            if isinstance(argument, int) and abs(argument) > WIDTH:
-                raise SecurityError(f"it calls `{name}` with {argument:,}")
+    elif name in _PADDINGS and any(isinstance(argument, int) and abs(argument) > WIDTH for argument in arguments):
+        raise SecurityError(f"it calls `{name}` with a number beyond {WIDTH:,}")
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -260,6 +264,9 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separat
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+_DICT_NAMES = frozenset(dir(dict))
+
+
 class ChatEnvironment(ImmutableSandboxedEnvironment):
     """Jinja as chat templates expect it, with the fences described above."""
 
@@ -279,10 +286,16 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super()._generate(_Fences().visit(source), *arguments, **named)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """`message.role`: the key of a mapping without the detour over a raised AttributeError; else as the sandbox does."""
-        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
-            return obj[attribute]
+        """`message.role`: a mapping's key without the detour over a raised AttributeError; else as the sandbox does."""
+        if type(obj) is dict and attribute not in _DICT_NAMES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """`message['role']`: the same short way."""
+        if type(obj) is dict and type(argument) is str and argument not in _DICT_NAMES:
+            return obj[argument] if argument in obj else self.undefined(obj=obj, name=argument)
+        return super().getitem(obj, argument)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call from a template: the sandbox's own check, then the size fence for methods of strings."""

@@ -120,7 +120,7 @@ class ChatTemplate:
         """What the model writes when it is done; empty if neither template nor tokenizer has such a thing."""
         if self.family:
             return self.family.end_of_turn.replace("{eos}", self._eos)
-        return next(iter(self._shape({}, False).ends), self._eos)
+        return self._shape({}, False).end_of_turn or self._eos
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -128,7 +128,8 @@ class ChatTemplate:
         if self.family:
             texts = [text.replace("{eos}", self._eos) for text in self.family.stop]
         else:
-            texts = [*self._shape({}, False).ends, self._shape({}, False).next_turn, self._eos]
+            shape = self._shape({}, False)
+            texts = [shape.end_of_turn, shape.next_turn, self._eos]
         return tuple(dict.fromkeys(text for text in texts if text))
 
     @property
