@@ -76,7 +76,11 @@ def test_a_run_without_a_name_gets_the_next_number(tmp_path: Path) -> None:
     for name in ("identity-1", "identity-2"):
         made(tmp_path, name)
     assert free_name(tmp_path, "identity") == "identity-3"
-    assert [folder.name for folder in list_runs(tmp_path)] == ["identity-1", "identity-2"]
+    made(tmp_path, "identity-3", steps=0)
+    assert free_name(tmp_path, "identity") == "identity-3"  # a mistake in the data uses up no number
+    with RunWriter(create_run(tmp_path, "identity-3")):
+        assert free_name(tmp_path, "identity") == "identity-4"
+    assert [folder.name for folder in list_runs(tmp_path)] == ["identity-1", "identity-2", "identity-3"]
 
 
 def test_checkpoints_are_listed_by_step_without_unfinished_ones(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class ConsoleCallback(Callback):
         self._losses.append(step.loss)
         total, remaining = (self._pace.total, self._pace.remaining(step)) if self._pace else (None, None)
         if self._live and self._progress and self._task is not None:
-            left = f"  {lines.duration(remaining)} left" if remaining is not None else ""
+            left = f"  {lines.duration(remaining)} left" if remaining else ""
             detail = (
                 f"loss {step.loss:.4f}  lr {step.learning_rate:.2e}  {lines.rate(step.tokens_per_second)} tokens/s  "
                 f"epoch {step.epoch:.2f}{left}"

@@ -153,12 +153,11 @@ def check_name(name: str) -> str:
 
 
 def free_name(output: str | Path, stem: str) -> str:
-    """The first of `stem-1`, `stem-2`, … that no folder in `output` has: the name of a run that was given none."""
-    taken = {entry.name for entry in Path(output).iterdir()} if Path(output).is_dir() else set()
+    """The first of `stem-1`, `stem-2`, … that is free, or whose run failed before its first step."""
     number = 1
-    while f"{stem}-{number}" in taken:
+    while (path := Path(output) / f"{stem}-{number}").exists() and not _failed_early(RunFolder(path)):
         number += 1
-    return f"{stem}-{number}"
+    return path.name
 
 
 def create_run(output: str | Path, name: str) -> RunFolder:
@@ -188,7 +187,7 @@ def create_run(output: str | Path, name: str) -> RunFolder:
 def _clear_unstarted(folder: RunFolder) -> bool:
     """Empty the folder of a run that is over and left neither a step nor a checkpoint; False if it is anything else."""
     # Whoever writes a run locks it before its first status, so a status without a lock means that no one is at work.
-    if not folder.is_run() or folder.checkpoints() or folder.final.exists() or _has_content(folder.metrics):
+    if not _never_stepped(folder):
         return False
     try:
         with files.lock(folder.lock, wait=False):
@@ -202,8 +201,16 @@ def _clear_unstarted(folder: RunFolder) -> bool:
     return True
 
 
-def _has_content(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
+def _never_stepped(folder: RunFolder) -> bool:
+    """True for the folder of a run without a step, a checkpoint or a result."""
+    if not folder.is_run() or folder.checkpoints() or folder.final.exists():
+        return False
+    return not folder.metrics.is_file() or folder.metrics.stat().st_size == 0
+
+
+def _failed_early(folder: RunFolder) -> bool:
+    """True for a run that says itself that it ended before its first step."""
+    return _never_stepped(folder) and read_status(folder).get("state") in ("failed", "stopped")
 
 
 def read_status(folder: RunFolder) -> dict[str, Any]:

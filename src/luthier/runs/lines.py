@@ -65,7 +65,7 @@ def step(record: StepRecord, total: int | None = None, remaining: float | None =
         f"grad {record.grad_norm:.3g}",
         f"{rate(record.tokens_per_second)} tokens/s",
     ]
-    if remaining is not None:
+    if remaining:
         parts.append(f"{duration(remaining)} left")
     if record.skipped:
         parts.append("skipped: loss or gradient not finite")
