@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tests.families import save
+from luthier.models.adapters.config import AdapterConfig
+from luthier.models.adapters.format import write_adapter
+from luthier.models.adapters.insert import insert_adapter
+from tests.families import build, save
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message.role }}>{{ message.content }}{{ eos_token }}{% endfor %}"
@@ -35,3 +39,16 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
 def model_folder(family: str, folder: Path, *, seed: int = 0, template: str | None = TEMPLATE) -> Path:
     """A random model with that tokenizer beside it."""
     return write_tokenizer(save(family, folder, seed=seed), template)
+
+
+def adapter_folder(family: str, folder: Path, base: Path, **settings: object) -> Path:
+    """A LoRA adapter whose update is as large as the weights, so that a mistake shows."""
+    model = build(family)
+    model.config.name_or_path = str(base)
+    insert_adapter(model, AdapterConfig(rank=4, alpha=8, **settings), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+    write_adapter(folder, model)
+    return folder

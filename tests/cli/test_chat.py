@@ -114,3 +114,26 @@ def test_a_model_alone_cannot_be_compared(models: dict[bool, Echo], tmp_path: Pa
         run(compare, str(tmp_path), "--prompt", "a")
     assert run(compare, str(tmp_path), "--adapter", "x", "--prompt", "a").exit_code == 0
     assert sys.modules["luthier.workshop"].calls == [(str(tmp_path), None, False, None), (str(tmp_path), None, False, Path("x"))]
+
+
+def test_adapter_merged_model_and_plain_peft_answer_alike(tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from luthier.cli.export import merge
+    from tests.chat_folders import adapter_folder, model_folder
+
+    base = model_folder("qwen3", tmp_path / "base")
+    adapter = adapter_folder("qwen3", tmp_path / "adapter", base)
+    assert run(merge, str(base), "--adapter", str(adapter), "--out", str(tmp_path / "out")).exit_code == 0
+    asked = ("--prompt", "Hello 你好", "--max-new-tokens", "16")
+    tuned = run(chat, str(base), "--adapter", str(adapter), *asked).stdout
+    assert tuned == run(chat, str(adapter), *asked).stdout == run(chat, str(tmp_path / "out"), *asked).stdout
+    assert tuned != run(chat, str(base), *asked).stdout
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    question = [{"role": "user", "content": "Hello 你好"}]
+    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert tuned == tokenizer.decode(written, skip_special_tokens=True) + "\n"

@@ -13,28 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier import UserError
 from luthier.export.merge import merge
-from luthier.models.adapters.config import AdapterConfig
-from luthier.models.adapters.format import write_adapter
-from luthier.models.adapters.insert import insert_adapter
 from luthier.models.policy import save_model
-from tests.chat_folders import TEMPLATE, model_folder, write_tokenizer
+from tests.chat_folders import TEMPLATE, adapter_folder, model_folder, write_tokenizer
 from tests.families import build
 
 TOKENS = torch.tensor([[5, 9, 200, 17, 3, 88, 41, 250]])
 FAMILIES = ("llama", "gpt2", "bloom", "gemma2", "mixtral", "granite", "qwen3", "glm")
-
-
-def adapter_folder(family: str, folder: Path, base: Path, **settings: object) -> Path:
-    """A LoRA adapter whose update is as large as the weights, so that a mistake shows."""
-    model = build(family)
-    model.config.name_or_path = str(base)
-    insert_adapter(model, AdapterConfig(rank=4, alpha=8, **settings), seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
-    write_adapter(folder, model)
-    return folder
 
 
 @torch.no_grad()
