@@ -41,7 +41,8 @@ def preview(
     for number, segment in enumerate(batch[:rows].tolist(), 1):
         tokens, weight = store.segment(segment)
         learnt = int((weight != 0).sum())
-        console.rule(f"{number} of {len(batch)} · {store.origin(segment)} · {len(tokens)} tokens, {learnt} learnt", style="dim")
+        title = f"── {number} of {len(batch)} · {store.origin(segment)} · {len(tokens)} tokens, {learnt} learnt ──"
+        console.print(title, style="dim", markup=False)
         console.print(coloured(tokenizer, tokens, weight))
     if len(batch) > rows:
         console.print(f"… and {len(batch) - rows} more (--rows)")
@@ -71,7 +72,8 @@ def _prepared(name: str, overrides: list[str]) -> tuple[Dataset, GlobalBatches, 
     recipe = load_recipe(name, overrides)
     tokenizer = tokenizer_for(recipe.model)
     template = None if recipe.stage.type == "pt" else template_for(recipe, tokenizer)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("tokenising", total=None)
         dataset = prepare(
             recipe,

@@ -89,7 +89,7 @@ class Build:
                 self._write(writer, waiting[0], waiting[1].result())
         self._problems.finish()
         if not writer.segments:
-            raise UserError("no example is left to learn from", where=self._inputs[0].source.path)
+            raise UserError("no example is left to learn from", where="data.train", hint=self._why_empty())
         examples = self._counts["examples"]
         self._progress("tokenising", examples, examples)
         return self._header(writer)
@@ -153,6 +153,12 @@ class Build:
         done, total = last.number + 1, sum(self._lines)
         behind = sum(self._lines[: last.source]) + last.origin.line
         self._progress("tokenising", done, max(done + 1, done * total // behind) if total > behind else 0)
+
+    def _why_empty(self) -> str:
+        counts, limit = self._counts, self._encoder.settings.max_length
+        if counts["dropped"]:
+            return f"{counts['dropped']:,} of {counts['examples']:,} are too long for `data.max_length: {limit}`."
+        return f"All {self._problems.count:,} rows are bad and were skipped."
 
     def _header(self, writer: StoreWriter) -> Header:
         counts, skipped = self._counts, self._problems.count

@@ -187,14 +187,11 @@ def _hold_out(examples: NDArray[np.int64], wanted: int | float, seed: int) -> ND
     """The examples held out: those with the smallest hash of (seed, number of the example).
 
     Raises:
-        UserError: they would be all there are, or the number makes no sense.
+        UserError: they would be all there are.
     """
-    where = "data.validation"
-    if wanted < 0 or (isinstance(wanted, float) and wanted >= 1):
-        raise UserError(f"{wanted} is neither a share below 1 nor a whole number of examples", where=where)
     count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(examples)))
     if count >= len(examples):
-        raise UserError(f"{count} of {len(examples)} examples held out leave nothing to train on", where=where)
+        raise UserError(f"{count} of {len(examples)} examples held out leave nothing to train on", where="data.validation")
     return np.sort(_chosen(examples, count, seed, _HELD_OUT))
 
 

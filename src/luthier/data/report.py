@@ -18,7 +18,7 @@ class DataReport:
         tokens: tokens in the store.
         supervised: tokens with a loss weight.
         truncated: segments that were cut to `max_length`.
-        dropped: examples left out because a segment of theirs was too long.
+        dropped: examples left out because of their length: by `truncate: drop`, or as nothing to learn was left of them.
         skipped: bad rows left out (`data.on_error: skip`).
         train: units (sft: examples, pt: chunks) of one training epoch, source weights included.
         validation: units held out.
@@ -63,7 +63,7 @@ class DataReport:
         if self.truncated:
             lines.append(f"cut to {self.max_length:,} tokens: {_share(self.truncated, self.segments)} segments (data.truncate)")
         if self.dropped:
-            lines.append(f"left out, longer than {self.max_length:,} tokens: {_share(self.dropped, self.examples)} examples")
+            lines.append(f"left out, too long for {self.max_length:,} tokens: {_share(self.dropped, self.examples)} examples")
         if self.skipped:
             lines.append(f"bad rows skipped: {_share(self.skipped, self.rows)} (data.on_error: skip)")
         return lines

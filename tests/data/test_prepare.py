@@ -1,0 +1,261 @@
+"""From files to units: what is counted, what is held out, and when a store is made anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from luthier.chat import ChatTemplate, resolve
+from luthier.data.prepare import Dataset, Units, prepare
+from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.errors import UserError
+from luthier.recipe.schema import Recipe
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shared: Path) -> Tokenizer:
+    return load_tokenizer(shared / "data/tokenizers/minimind")
+
+
+@pytest.fixture(scope="module")
+def chatml(tokenizer: Tokenizer) -> ChatTemplate:
+    return resolve("chatml", None, tokenizer.variables)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+
+
+def rows(count: int, word: str = "answer") -> list[dict[str, str]]:
+    return [{"instruction": f"question {number}", "output": f"{word} {number}"} for number in range(count)]
+
+
+def written(path: Path, content: Any) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in content), encoding="utf-8")
+    return str(path)
+
+
+def recipe(train: Any, *, stage: str = "sft", seed: int = 42, **data: Any) -> Recipe:
+    return Recipe.model_validate({"model": "tiny", "stage": stage, "data": {"train": train, **data}, "train": {"seed": seed}})
+
+
+def examples(dataset: Dataset, units: Units | None) -> list[int]:
+    """The example of each unit, which must be one."""
+    assert units is not None
+    of = [set(dataset.store.example[units[unit]].tolist()) for unit in range(len(units))]
+    assert all(len(one) == 1 for one in of)
+    return [one.pop() for one in of]
+
+
+def test_rows_become_segments_in_order(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    files = [written(tmp_path / "a.jsonl", rows(3)), written(tmp_path / "b.jsonl", rows(2, "reply"))]
+    seen: list[tuple[str, int, int]] = []
+    dataset = prepare(recipe(files), tokenizer, chatml, progress=lambda *state: seen.append(state))
+    store = dataset.store
+    texts = [tokenizer.decode(store.segment(index)[0]) for index in range(len(store))]
+    assert [text.strip().split("\n")[-1] for text in texts] == ["answer 0", "answer 1", "answer 2", "reply 0", "reply 1"]
+    assert store.example.tolist() == [0, 1, 2, 3, 4]
+    assert store.source.tolist() == [0, 0, 0, 1, 1]
+    assert store.line.tolist() == [1, 2, 3, 1, 2]
+    assert len(set(store.group.tolist())) == 5
+    assert store.origin(4).endswith("b.jsonl:2")
+    assert examples(dataset, dataset.train) == [0, 1, 2, 3, 4]
+    assert dataset.validation is None
+    assert seen[-1] == ("tokenising", 5, 5)
+    report = dataset.report
+    assert (report.rows, report.examples, report.segments, report.skipped, report.train) == (5, 5, 5, 0, 5)
+    assert report.tokens == len(store.tokens)
+    assert report.supervised == int((np.asarray(store.weight) != 0).sum()) > 0
+    assert "5 examples" in report.lines()[0]
+
+
+def test_the_second_time_the_store_is_there(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    file = written(tmp_path / "a.jsonl", rows(10))
+    first = prepare(recipe([file]), tokenizer, chatml)
+    again = prepare(recipe([file], validation=2, packing=False, workers=1), tokenizer, chatml)
+    weighted = prepare(recipe([{"path": file, "weight": 2}], seed=7), tokenizer, chatml)
+    copy = prepare(recipe([written(tmp_path / "copy.jsonl", rows(10))]), tokenizer, chatml)
+    assert (first.report.cached, again.report.cached, weighted.report.cached, copy.report.cached) == (False, True, True, True)
+    assert first.store.key == again.store.key == weighted.store.key == copy.store.key
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_length": 500}, {"truncate": "start"}, {"train_on": "last"}, {"system": "Be brief."}, {"on_error": "skip"}]
+)
+def test_what_decides_the_tokens_makes_another_store(
+    tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate, change: dict[str, Any]
+) -> None:
+    file = written(tmp_path / "a.jsonl", rows(3))
+    assert prepare(recipe([file]), tokenizer, chatml).store.key != prepare(recipe([file], **change), tokenizer, chatml).store.key
+
+
+def test_content_tokenizer_and_template_make_another_store(
+    tmp_path: Path, shared: Path, tokenizer: Tokenizer, chatml: ChatTemplate
+) -> None:
+    file = written(tmp_path / "a.jsonl", rows(3))
+    other = load_tokenizer(shared / "data/tokenizers/torchtitan_test")
+    keys = [prepare(recipe([file]), *parts).store.key for parts in ((tokenizer, chatml), (other, chatml))]
+    keys.append(prepare(recipe([file]), tokenizer, resolve("alpaca", None, tokenizer.variables)).store.key)
+    written(tmp_path / "a.jsonl", rows(3, "anders"))
+    keys.append(prepare(recipe([file]), tokenizer, chatml).store.key)
+    assert len(set(keys)) == 4
+
+
+def test_validation_is_split_by_example_and_seed(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    file = written(tmp_path / "a.jsonl", rows(40))
+    share = prepare(recipe([file], validation=0.25), tokenizer, chatml)
+    count = prepare(recipe([file], validation=10), tokenizer, chatml)
+    other = prepare(recipe([file], validation=10, seed=1), tokenizer, chatml)
+    held = examples(share, share.validation)
+    assert len(held) == 10
+    assert sorted(held + examples(share, share.train)) == list(range(40))
+    assert examples(count, count.validation) == held
+    assert examples(other, other.validation) != held
+    assert (share.report.train, share.report.validation) == (30, 10)
+
+
+def test_validation_does_not_depend_on_what_is_cut(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    file = written(tmp_path / "a.jsonl", [{"instruction": "q", "output": "word " * number} for number in range(1, 41)])
+    wide = prepare(recipe([file], validation=10), tokenizer, chatml)
+    narrow = prepare(recipe([file], validation=10, max_length=30, truncate="drop"), tokenizer, chatml)
+    assert narrow.report.dropped > 5
+    assert set(examples(narrow, narrow.validation)) < set(examples(wide, wide.validation))
+    assert not set(examples(narrow, narrow.train)) & set(examples(wide, wide.validation))
+
+
+def test_validation_from_a_file(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    train, held = written(tmp_path / "a.jsonl", rows(4)), written(tmp_path / "v.jsonl", rows(2, "held"))
+    dataset = prepare(recipe([train], validation=held), tokenizer, chatml)
+    assert examples(dataset, dataset.train) == [0, 1, 2, 3]
+    assert examples(dataset, dataset.validation) == [4, 5]
+    assert dataset.store.header.sources[1].split == "validation"
+
+
+@pytest.mark.parametrize("wanted", [4, 5, 0.95])
+def test_impossible_validation_is_refused(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate, wanted: float) -> None:
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        prepare(recipe([written(tmp_path / "a.jsonl", rows(4))], validation=wanted), tokenizer, chatml)
+
+
+def test_weights_repeat_and_subsample(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    sources = [
+        {"path": written(tmp_path / "a.jsonl", rows(10)), "weight": 2.5},
+        {"path": written(tmp_path / "b.jsonl", rows(10, "reply")), "weight": 0.3},
+        {"path": written(tmp_path / "c.jsonl", rows(10, "word")), "max_examples": 4},
+    ]
+    dataset = prepare(recipe(sources), tokenizer, chatml)
+    seen = np.bincount(examples(dataset, dataset.train), minlength=24)
+    assert sorted(seen[:10].tolist()) == [2] * 5 + [3] * 5
+    assert sorted(seen[10:20].tolist()) == [0] * 7 + [1] * 3
+    assert seen[20:].tolist() == [1] * 4
+    held = prepare(recipe(sources, validation=6), tokenizer, chatml)
+    assert not set(examples(held, held.train)) & set(examples(held, held.validation))
+
+
+def test_an_unrolled_conversation_is_one_unit_of_several_segments(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}A:{% if loop.last %}{{ m.content }}{% else %}"
+        "{{ m.content.split('</think>')[-1] }}{% endif %}<|im_end|>{% else %}U:{{ m.content }}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A:{% endif %}"
+    )
+    template = ChatTemplate("forgetful", source, tokenizer.variables)
+    turns = [("user", "a"), ("assistant", "<think>hm</think>b"), ("user", "c"), ("assistant", "<think>so</think>d")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    dataset = prepare(recipe([written(tmp_path / "a.jsonl", [row, row])]), tokenizer, template)
+    assert len(dataset.train) == 2
+    assert [len(dataset.train[unit]) for unit in range(2)] == [2, 2]
+    assert dataset.report.rungs == {"unrolled": 4}
+    learnt = [
+        tokenizer.decode(tokens[weight != 0], skip_special=False) for tokens, weight in map(dataset.store.segment, range(2))
+    ]
+    assert learnt == ["<think>hm</think>b<|im_end|>", "<think>so</think>d<|im_end|>"]
+
+
+def test_documents_are_units_by_chunk(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    file = written(tmp_path / "a.jsonl", [{"text": "One two three. " * 30}, {"text": "Four."}])
+    dataset = prepare(recipe([file], stage="pt", max_length=32), tokenizer, None)
+    chunks = len(dataset.store)
+    assert chunks > 3
+    assert len(dataset.train) == chunks
+    assert dataset.train.segments.tolist() == list(range(chunks))
+    assert dataset.store.example.tolist() == [0] * (chunks - 1) + [1]
+    assert int(dataset.store.lengths.max()) == 32
+    held = prepare(recipe([file], stage="pt", max_length=32, validation=1), tokenizer, None)
+    assert held.validation is not None
+    assert len(held.train) + len(held.validation) == chunks
+    assert len(set(held.store.example[held.validation.segments].tolist())) == 1, "a document is held out whole"
+
+
+BAD = [
+    '{"instruction": "q", "output": "a"}',
+    '{"instruction": "q"}',
+    "{broken",
+    '{"instruction": "q", "output": "fine"}',
+    '{"instruction": "half \\ud83d", "output": "a"}',
+]
+
+
+def test_bad_rows_are_all_told_with_their_lines(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(BAD))
+    with pytest.raises(UserError) as error:
+        prepare(recipe([str(tmp_path / "a.jsonl")]), tokenizer, chatml)
+    for line in (2, 3, 5):
+        assert f"a.jsonl:{line}: " in str(error.value)
+    assert "a.jsonl:4" not in str(error.value)
+    assert not list((tmp_path / "cache/stores").glob("*/*columns*")), "nothing is left of a build that failed"
+
+
+def test_bad_rows_are_skipped_and_counted(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(BAD))
+    for cached in (False, True):
+        dataset = prepare(recipe([str(tmp_path / "a.jsonl")], on_error="skip"), tokenizer, chatml)
+        report = dataset.report
+        assert (report.cached, report.rows, report.skipped, len(dataset.train)) == (cached, 5, 3, 2)
+        assert dataset.store.line.tolist() == [1, 4]
+        assert any("bad rows skipped: 3 of 5" in line for line in report.lines())
+
+
+def test_cut_and_dropped_are_counted(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    long = {"instruction": "q", "output": "word " * 200}
+    hopeless = {"instruction": "word " * 200, "output": "a"}
+    file = written(tmp_path / "a.jsonl", [*rows(3), long, hopeless])
+    cut = prepare(recipe([file], max_length=64), tokenizer, chatml).report
+    assert (cut.truncated, cut.dropped, cut.segments) == (1, 1, 4)
+    dropped = prepare(recipe([file], max_length=64, truncate="drop"), tokenizer, chatml).report
+    assert (dropped.truncated, dropped.dropped, dropped.segments) == (0, 2, 3)
+    assert any("2 of 5 (40.0%)" in line for line in dropped.lines())
+    with pytest.raises(UserError, match=r"5 of 5 are too long for `data.max_length: 4`"):
+        prepare(recipe([file], max_length=4), tokenizer, chatml)
+
+
+def test_a_resumed_run_keeps_the_store_it_began_with(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    file, run = written(tmp_path / "a.jsonl", rows(5)), tmp_path / "runs/first"
+    run.mkdir(parents=True)
+    first = prepare(recipe([file]), tokenizer, chatml, run=run)
+    written(tmp_path / "a.jsonl", rows(6))
+    pinned = prepare(recipe([file]), tokenizer, chatml, pinned=first.store.key, run=run)
+    assert (pinned.store.key, len(pinned.train)) == (first.store.key, 5)
+    with pytest.raises(UserError, match="changed since the run began"):
+        prepare(recipe([file]), tokenizer, chatml, pinned="gone")
+    (tmp_path / "a.jsonl").unlink()
+    assert prepare(recipe([file]), tokenizer, chatml, pinned=first.store.key).store.key == first.store.key
+
+
+def test_a_missing_file_is_told(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    with pytest.raises(UserError, match=r"absent.json: no such file"):
+        prepare(recipe([str(tmp_path / "absent.json")]), tokenizer, chatml)
+
+
+def test_each_row_has_the_tokens_it_would_have_alone(shared: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    file = shared / "data/llamafactory/alpaca_zh_demo.json"
+    store = prepare(recipe([{"path": str(file), "max_examples": 200}]), tokenizer, chatml).store
+    for index in (0, 7, 111, 199):
+        row = json.loads(file.read_text())[index]
+        question = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+        text = chatml.render([{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}])
+        assert store.segment(index)[0].tolist() == tokenizer.encode(text).ids.tolist()[:1024]
