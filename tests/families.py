@@ -140,8 +140,11 @@ MATRIX = ("llama", "gpt2", "bloom", "gemma2", "mixtral", "granite", "qwen3", "gl
 def build(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of a family, float32 in eval mode; `changes` overwrite fields of its config."""
     config = CONFIGS[family]()
-    for key, value in changes.items():
-        setattr(config, key, value)
+    if changes:
+        fields = config.to_dict() | changes
+        if "layer_types" not in changes:
+            fields.pop("layer_types", None)  # follows from the others
+        config = type(config).from_dict(fields)
     config.use_cache = False
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
