@@ -70,6 +70,37 @@ def test_a_packed_row_gets_no_mask_and_no_cache(monkeypatch: pytest.MonkeyPatch)
     assert seen["use_cache"] is False
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 100.0},
+        {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": 32,
+            "rope_theta": 100.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [3.0] * 8,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_positions_that_stretch_with_the_longest_segment_do_not_couple_segments(rope: dict[str, object]) -> None:
+    policy = Policy(build("llama", rope_parameters=rope))
+    for lengths in (LENGTHS, [20, 30, 7]):
+        batch = ragged(lengths)
+        with torch.no_grad():
+            apart = one_by_one(policy, batch)
+            for packing in (True, False):
+                assert (policy.hidden(batch, packing=packing) - apart).abs().max() <= 1e-5
+    assert policy.computed_tokens(ragged([30, 20]), packing=True) == 50
+
+
+def test_a_saved_model_caches_when_it_generates(tmp_path: Path) -> None:
+    Policy(model := build("llama")).save(tmp_path)
+    assert model.config.use_cache is False
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.use_cache is True
+
+
 def test_rectangles_hold_every_segment_once_and_little_padding() -> None:
     lengths = torch.randint(1, 400, (300,), generator=torch.Generator().manual_seed(3)).tolist()
     groups = rectangles(lengths)

@@ -8,6 +8,8 @@ A batch is ragged: S segments end to end. Where the probe has shown that segment
 one row of T tokens, with positions that restart and *no* attention mask and *no* cache (either of them makes transformers drop its
 block-diagonal mask, and segments leak). Elsewhere segments of like length are padded to the right into rectangles, run with an
 attention mask, and gathered back. Both give the same states to rounding, so how a batch is executed never changes what is learnt.
+Rotary positions that stretch with the longest segment of a pass (`longrope`, `dynamic`) would couple segments of a row or rectangle; where
+a batch reaches into that range, its segments are run one by one.
 
 Cost: with attention within segments (`luthier.models.attention`) or FlashAttention only the Σ L² pairs that count are computed; the
 SDPA and eager paths of transformers compute T² of them. Padding wastes at most a fifth of its positions.
@@ -15,6 +17,7 @@ SDPA and eager paths of transformers compute T² of them. Padding wastes at most
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,7 +30,7 @@ from luthier.models.adapters.format import read_values, write_adapter
 from luthier.models.adapters.insert import adapter_config
 from luthier.models.attention import packed_row
 from luthier.models.head import Head, decoder, describe, live
-from luthier.models.load import load_as_stored
+from luthier.models.load import load_as_stored, quiet
 from luthier.models.methods import Trainable, trainable
 from luthier.models.probe import Isolation, probe_isolation
 
@@ -66,6 +69,7 @@ class Policy:
         self.trainable = trained or trainable(model)
         self._head = describe(model)
         self.isolation: Isolation = probe_isolation(model)
+        self._steady_length = steady_length(model)
         self.notes = self.trainable.notes + ((self._head.note,) if self._head.note else ())
 
     @property
@@ -95,13 +99,13 @@ class Policy:
             batch: on the model's device.
             packing: one row without padding, where the model isolates segments; else (or if it does not) padded rectangles.
         """
-        if packing and self.isolation.ok:
+        if self._packs(batch, packing):
             with packed_row(batch.cu_seqlens, batch.max_length) as boundaries:
                 return self._run(input_ids=batch.tokens[None], position_ids=batch.positions[None], **boundaries)[0]
         lengths = torch.diff(batch.cu_seqlens).tolist()
         starts = batch.cu_seqlens.tolist()
         pieces, order = [], []
-        for rows in rectangles(lengths):
+        for rows in self._rectangles(lengths):
             index = _padded_index([starts[row] for row in rows], [lengths[row] for row in rows]).to(batch.tokens.device)
             real = index >= 0
             tokens = batch.tokens[index.clamp_min(0)]
@@ -112,10 +116,17 @@ class Policy:
 
     def computed_tokens(self, batch: Batch, *, packing: bool) -> int:
         """Positions that `hidden` computes for this batch, padding included."""
-        if packing and self.isolation.ok:
+        if self._packs(batch, packing):
             return len(batch)
         lengths = torch.diff(batch.cu_seqlens).tolist()
-        return sum(len(rows) * lengths[rows[0]] for rows in rectangles(lengths))
+        return sum(len(rows) * lengths[rows[0]] for rows in self._rectangles(lengths))
+
+    def _packs(self, batch: Batch, packing: bool) -> bool:
+        return packing and self.isolation.ok and batch.max_length <= self._steady_length
+
+    def _rectangles(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Which segments are run together; beyond the steady length each is run alone."""
+        return rectangles(lengths) if max(lengths) <= self._steady_length else [[row] for row in range(len(lengths))]
 
     def _run(self, **inputs: Any) -> Tensor:
         return decoder(self.model)(**inputs, use_cache=False).last_hidden_state
@@ -176,13 +187,28 @@ def save_model(
     given = weights or {}
     cast = {id(parameter): given[name].to(parameter) for name, parameter in model.named_parameters() if name in given}
     state = {name: cast.get(id(value), value) for name, value in model.state_dict(keep_vars=True).items()}
-    model.save_pretrained(
-        folder, state_dict={name: value.detach() for name, value in state.items()}, max_shard_size=max_shard_size
-    )
+    cached, model.config.use_cache = model.config.use_cache, True  # training turns it off; whoever loads the folder wants it
+    try:
+        with quiet():
+            model.save_pretrained(
+                folder, state_dict={name: value.detach() for name, value in state.items()}, max_shard_size=max_shard_size
+            )
+    finally:
+        model.config.use_cache = cached
 
 
 def _names_sampling_values(settings: GenerationConfig) -> bool:
     return any(getattr(settings, name, None) is not None for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"))
+
+
+def steady_length(model: PreTrainedModel) -> float:
+    """The longest segment up to which a model's rotary positions do not depend on lengths; infinite for most."""
+    config = model.config.get_text_config()
+    settings = getattr(config, "rope_parameters", None) or {}
+    kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+    stretching = [kind for kind in kinds if kind.get("rope_type") in ("longrope", "dynamic")]
+    limits = [kind.get("original_max_position_embeddings") or config.max_position_embeddings for kind in stretching]
+    return min(limits, default=math.inf)
 
 
 def rectangles(lengths: Sequence[int]) -> list[list[int]]:
