@@ -108,8 +108,8 @@ class Tokenizer:
         self.pad_id: int = next((id_ for id_ in (pad, self.eos_id) if id_ is not None), 0)
 
     @classmethod
-    def of(cls, hf: Any) -> Tokenizer:
-        """Wrap a transformers tokenizer.
+    def of(cls, hf: Any, fingerprint: str | None = None) -> Tokenizer:
+        """Wrap a transformers tokenizer; without a fingerprint it gets one of its whole content.
 
         Raises:
             UserError: it has no fast implementation, hence no offsets.
@@ -120,7 +120,7 @@ class Tokenizer:
         return cls(
             LibraryBackend(rust),
             roles={role: str(text) for role, text in hf.special_tokens_map.items() if isinstance(text, str)},
-            fingerprint=files.digest([rust.to_str().encode()]),
+            fingerprint=fingerprint or files.digest([rust.to_str().encode()]),
             adds_bos=hf.bos_token_id is not None and list(hf("a").input_ids)[:1] == [hf.bos_token_id],
             chat_template=files.one_template(hf.chat_template),
             hf=hf,
@@ -195,9 +195,7 @@ def _by_transformers(folder: Path) -> Tokenizer:
         if (folder / "tokenizer.json").is_file():  # a class that only remote code knows: the file itself says all
             return _by_library(folder, folder / "tokenizer.json")
         raise UserError(f"no tokenizer that can be read ({str(error).splitlines()[0]})", where=str(folder)) from error
-    tokenizer = Tokenizer.of(found)
-    tokenizer.fingerprint = files.fingerprint(folder)
-    return tokenizer
+    return Tokenizer.of(found, files.fingerprint(folder))
 
 
 def _by_library(folder: Path, file: Path) -> Tokenizer:

@@ -101,7 +101,7 @@ class Data(Section):
     on_error: Literal["fail", "skip"] = "fail"
     """What happens at a bad row: stop and list all of them, or leave them out and count them."""
     workers: Positive | None = None
-    """Processes for tokenisation. Default: as many as the machine has cores, up to 8."""
+    """Threads for tokenisation. Default: as many as the machine has cores, up to 8 and within `OMP_NUM_THREADS`."""
 
     @model_validator(mode="before")
     @classmethod
