@@ -8,7 +8,7 @@ A batch is ragged: S segments end to end. Where the probe has shown that segment
 one row of T tokens, with positions that restart and *no* attention mask and *no* cache (either of them makes transformers drop its
 block-diagonal mask, and segments leak). Elsewhere segments of like length are padded to the right into rectangles, run with an
 attention mask, and gathered back. Both give the same states to rounding, so how a batch is executed never changes what is learnt.
-Rotary positions that stretch with the longest segment of a pass (`longrope`, `dynamic`) would couple segments of a row or rectangle; where
+Rotary positions that switch with the longest segment of a pass (Phi-3's `longrope`) would couple the segments of a row or rectangle; where
 a batch reaches into that range, its segments are run one by one.
 
 Cost: with attention within segments (`luthier.models.attention`) or FlashAttention only the Σ L² pairs that count are computed; the
@@ -206,8 +206,7 @@ def steady_length(model: PreTrainedModel) -> float:
     config = model.config.get_text_config()
     settings = getattr(config, "rope_parameters", None) or {}
     kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
-    stretching = [kind for kind in kinds if kind.get("rope_type") in ("longrope", "dynamic")]
-    limits = [kind.get("original_max_position_embeddings") or config.max_position_embeddings for kind in stretching]
+    limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
     return min(limits, default=math.inf)
 
 
