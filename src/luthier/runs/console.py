@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from luthier.runs import lines
@@ -70,10 +71,10 @@ class ConsoleCallback(Callback):
         self._losses.append(step.loss)
         total, remaining = (self._pace.total, self._pace.remaining(step)) if self._pace else (None, None)
         if self._live and self._progress and self._task is not None:
-            left = f"  {lines.duration(remaining)} left" if remaining else ""
+            left = f"{lines.duration(remaining)} left  " if remaining else ""
             detail = (
-                f"loss {step.loss:.4f}  lr {step.learning_rate:.2e}  {lines.rate(step.tokens_per_second)} tokens/s  "
-                f"epoch {step.epoch:.2f}{left}"
+                f"loss {step.loss:.4f}  {left}{lines.rate(step.tokens_per_second)} tokens/s  "
+                f"lr {step.learning_rate:.2e}  epoch {step.epoch:.2f}"
             )
             self._progress.update(self._task, completed=step.step, detail=detail)
         if self._due(step, total):
@@ -124,10 +125,10 @@ class ConsoleCallback(Callback):
 
     def _bar(self) -> Progress:
         if self._progress is None:
-            columns = ("{task.description}", BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"))
-            self._progress = Progress(
-                *columns, TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), console=self.console, transient=True
-            )
+            # In a narrow terminal the details lose their end, so the most telling come first.
+            details = TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            columns = ("{task.description}", BarColumn(bar_width=20), TextColumn("{task.completed}/{task.total}"), details)
+            self._progress = Progress(*columns, console=self.console, transient=True)
             self._progress.start()
         return self._progress
 
