@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.recipe.load import load_recipe
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder, find_run
-from luthier.runs.reader import RunReader
+from luthier.runs.reader import RunReader, Status
 
 if TYPE_CHECKING:
     from luthier.generation.chat import ChatModel
@@ -51,8 +50,8 @@ class Run:
         return load_recipe(self.folder.recipe)
 
     @property
-    def status(self) -> Mapping[str, Any]:
-        """State and progress: `state`, `step`, `loss`, …"""
+    def status(self) -> Status:
+        """State (`running`, `done`, …) and progress."""
         return RunReader(self.folder).status()
 
     def metrics(self) -> list[dict[str, Any]]:
