@@ -68,6 +68,21 @@ def test_with_a_terminal_steps_move_a_bar_that_is_gone_at_the_end() -> None:
     assert "run first done" in text.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("width", "shown", "cut"), [(60, "loss 1.0000", "tokens/s"), (90, "100 tokens/s", "epoch"), (140, "epoch 0.60", "…")]
+)
+def test_the_bar_stays_on_one_line_whatever_the_width(width: int, shown: str, cut: str) -> None:
+    stream = io.StringIO()
+    callback = ConsoleCallback(NORMAL, Console(file=stream, force_terminal=True, width=width))
+    callback.on_start(StartInfo("ein-langer-name-第一次", Path("x"), 5, 5.0))
+    callback.on_step(StepRecord(3, 0.6, 1.0, 1e-4, 1.0, 10, 5, 0.1, 100.0))
+    callback.on_end("done")
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    bars = [frame for frame in frames if "3/5" in frame]
+    assert bars
+    assert all(shown in bar and cut not in bar for bar in bars)
+
+
 def test_a_run_that_fails_before_it_starts_says_nothing_of_its_own() -> None:
     stream = io.StringIO()
     ConsoleCallback(NORMAL, Console(file=stream)).on_end("failed")

@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column
 from rich.text import Text
 
 from luthier.runs import lines
 from luthier.runs.records import Callback, EvaluationRecord, SampleRecord, StartInfo, StepRecord
 
+BAR = 20
+"""Cells of the bar itself."""
 QUIET, NORMAL, VERBOSE = -1, 0, 1
 INTERVAL = 2.0
 """Seconds between two step lines where there is no terminal."""
@@ -71,15 +73,25 @@ class ConsoleCallback(Callback):
         self._losses.append(step.loss)
         total, remaining = (self._pace.total, self._pace.remaining(step)) if self._pace else (None, None)
         if self._live and self._progress and self._task is not None:
-            left = f"{lines.duration(remaining)} left  " if remaining else ""
-            detail = (
-                f"loss {step.loss:.4f}  {left}{lines.rate(step.tokens_per_second)} tokens/s  "
-                f"lr {step.learning_rate:.2e}  epoch {step.epoch:.2f}"
-            )
-            self._progress.update(self._task, completed=step.step, detail=detail)
+            self._progress.update(self._task, completed=step.step, detail=self._detail(step, remaining))
         if self._due(step, total):
             self._printed = time.monotonic()
             self._say(lines.step(step, total, remaining))
+
+    def _detail(self, step: StepRecord, remaining: float | None) -> str:
+        """What stands beside the bar: as much as the terminal has room for, the most telling first."""
+        parts = [
+            f"loss {step.loss:.4f}",
+            *([f"{lines.duration(remaining)} left"] if remaining else []),
+            f"{lines.rate(step.tokens_per_second)} tokens/s",
+            f"lr {step.learning_rate:.2e}",
+            f"epoch {step.epoch:.2f}",
+        ]
+        name, total = (self._info.name, self._info.total_steps) if self._info else ("", 0)
+        room = self.console.width - cell_len(name) - BAR - 2 * len(str(total)) - 4
+        while parts and len("  ".join(parts)) > room:
+            parts.pop()
+        return "  ".join(parts)
 
     def _due(self, step: StepRecord, total: int | None) -> bool:
         if self.verbosity >= VERBOSE or step.skipped:
@@ -125,9 +137,8 @@ class ConsoleCallback(Callback):
 
     def _bar(self) -> Progress:
         if self._progress is None:
-            # In a narrow terminal the details lose their end, so the most telling come first.
-            details = TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-            columns = ("{task.description}", BarColumn(bar_width=20), TextColumn("{task.completed}/{task.total}"), details)
+            details = TextColumn("{task.fields[detail]}")
+            columns = ("{task.description}", BarColumn(bar_width=BAR), TextColumn("{task.completed}/{task.total}"), details)
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._progress.start()
         return self._progress
