@@ -174,9 +174,9 @@ def attention(choice: str, config: PreTrainedConfig, *, dtype: torch.dtype, devi
 
 
 def _quantised(section: Quantization, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if any(importlib.util.find_spec(package) is None for package in ("bitsandbytes", "accelerate")):
         raise UserError(
-            "quantisation needs bitsandbytes",
+            "quantisation needs bitsandbytes and accelerate",
             where="model.quantization",
             hint="Install it with `pip install 'luthier[quantize]'`.",
         )

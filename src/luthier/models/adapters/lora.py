@@ -94,8 +94,11 @@ class LoRALinear(nn.Module):
         dropped = functional.dropout(x, self.dropout, self.training).to(self.lora_A.dtype)
         if self.lora_magnitude_vector is not None:
             return y + self._dora(x, y, dropped).to(y.dtype)
-        update = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B)
-        return y + (update * self.scaling).to(y.dtype)
+        return y + self._update(dropped).to(y.dtype)
+
+    def _update(self, dropped: Tensor) -> Tensor:
+        """s B A x; the scaling is applied where the tensor is smallest, at rank r."""
+        return functional.linear(functional.linear(dropped, self.lora_A) * self.scaling, self.lora_B)
 
     def _dora(self, x: Tensor, y: Tensor, dropped: Tensor) -> Tensor:
         """What DoRA adds to the base output: (m/‖·‖ - 1) · W x' + m/‖·‖ · s B A x', x' the input after dropout."""
@@ -105,8 +108,7 @@ class LoRALinear(nn.Module):
             plain = functional.linear(dropped.to(x.dtype), weight)
         else:
             plain = y if self.bias is None else y - self.bias
-        update = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B)
-        return (scale - 1) * plain + scale * update * self.scaling
+        return (scale - 1) * plain + scale * self._update(dropped)
 
     def _length_ratio(self, weight: Tensor) -> Tensor:
         """m / ‖W + s B A‖ per output row [out]; the norm carries no gradient."""
