@@ -21,7 +21,7 @@ from tests.workspace import Workspace, weights_of
 Train = Callable[..., Run]
 
 
-@pytest.fixture()
+@pytest.fixture
 def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.chdir(tmp_path)
     return Workspace.make(tmp_path)

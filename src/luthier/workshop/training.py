@@ -65,7 +65,7 @@ def train(
     """
     resolved = _read(recipe, overrides)
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
-    with _places(recipe):
+    with _places(recipe, resolved):
         world = start_world()
         folder = _claim(resolved, name or resolved.name, stem, world)
         resolved = resolved.model_copy(update={"name": folder.name})
@@ -105,15 +105,16 @@ def _read(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[s
 
 
 @contextmanager
-def _places(recipe: Recipe | str | Path | Mapping[str, Any]) -> Iterator[None]:
-    """Let errors that name a recipe key say where in the recipe file it stands."""
+def _places(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Iterator[None]:
+    """Let errors that name a recipe key, or the model that a key names, say where in the recipe file it stands."""
+    model = resolved.model
+    named = {model.path: "model.path", model.tokenizer: "model.tokenizer", model.adapter: "model.adapter"}
     try:
         yield
     except UserError as error:
-        sections = Recipe.model_fields
-        if error.where and isinstance(recipe, str | Path) and error.where.split(".")[0] in sections:
-            place = locate(recipe, error.where)
-            error.where = f"{place}: {error.where}" if place else error.where
+        key = named.get(error.where, error.where) if error.where else None
+        if key and isinstance(recipe, str | Path) and key.split(".")[0] in Recipe.model_fields and (place := locate(recipe, key)):
+            error.where = f"{place}: {error.where}"
         raise
 
 
