@@ -26,13 +26,13 @@ def name_bad_rows(policy: Policy, store: TokenStore, segments: NDArray[np.int64]
         scores = score(policy, make_batch(store, [row]).to(device), packing=packing)
         if not bool(torch.isfinite(scores.logprob).all()):
             return UserError(
-                f"the loss of this row is not finite ({steps} such steps so far)",
+                f"the loss of this row is not finite ({steps} such steps in a row)",
                 where=store.origin(int(row)),
                 hint="Look at the row; if it is fine, lower train.learning_rate or use train.precision=fp32.",
             )
     longest = int(segments[np.argmax(store.lengths[segments])])
     return UserError(
-        f"the gradient is not finite although every row's loss is ({steps} such steps so far; longest row of the last one named)",
+        f"the gradient is not finite although every row's loss is ({steps} such steps in a row; longest row of the last one named)",
         where=store.origin(longest),
         hint="Lower train.learning_rate or use train.precision=fp32.",
     )

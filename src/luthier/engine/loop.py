@@ -201,9 +201,13 @@ def _read(job: Job, pending: Pending) -> None:
     job.executed.seconds += seconds
     if bad:
         state.skipped += 1
-        if state.skipped >= job.recipe.train.max_bad_steps:
-            raise name_bad_rows(job.policy, job.batches.store, pending.segments, packing=job.plan.packing, steps=state.skipped)
+        state.bad_in_a_row += 1
+        if state.bad_in_a_row >= job.recipe.train.max_bad_steps:
+            raise name_bad_rows(
+                job.policy, job.batches.store, pending.segments, packing=job.plan.packing, steps=state.bad_in_a_row
+            )
     else:
+        state.bad_in_a_row = 0
         state.recent = [*state.recent, loss][-LOSS_WINDOW:]
     if pending.step % job.recipe.train.log_every and pending.step != job.plan.total_steps:
         return

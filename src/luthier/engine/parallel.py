@@ -69,7 +69,8 @@ def start_world() -> World:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if size == 1:
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            alone = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=alone, rank=0, world_size=1)
         else:
             dist.init_process_group(backend, timeout=timedelta(hours=2))
     mesh = init_device_mesh("cpu" if size == 1 else device.type, (size,), mesh_dim_names=("data",))

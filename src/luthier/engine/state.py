@@ -28,6 +28,7 @@ class TrainState:
     Attributes:
         step: optimizer steps taken; also the cursor in the data.
         skipped: steps that changed nothing because something was not finite.
+        bad_in_a_row: how many of them the last steps were.
         tokens: tokens seen.
         supervised_tokens: of these, the ones with a loss weight.
         seconds: time spent in steps, over all attempts.
@@ -39,6 +40,7 @@ class TrainState:
 
     step: int = 0
     skipped: int = 0
+    bad_in_a_row: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
     seconds: float = 0.0

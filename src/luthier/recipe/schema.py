@@ -237,7 +237,7 @@ class Train(Section):
     stop_at_loss: float | None = None
     """End the run when the training loss (mean over the last 10 steps) falls below this."""
     max_bad_steps: Positive = 10
-    """Stop after this many steps whose loss or gradient was not finite; such steps change nothing."""
+    """Stop after this many steps in a row whose loss or gradient was not finite; such steps change nothing."""
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> Train:

@@ -28,7 +28,6 @@ from luthier.recipe.load import apply_overrides, dump_recipe, load_recipe, locat
 from luthier.recipe.schema import Recipe
 from luthier.runs.environment import environment
 from luthier.runs.folder import RunFolder, create_run, find_run, free_name
-from luthier.runs.reader import RunReader
 from luthier.runs.records import Callback, StartInfo
 from luthier.runs.writer import RunWriter
 from luthier.workshop.assembly import Assembled, assemble
@@ -171,21 +170,15 @@ def _execute(
 
 @contextmanager
 def _writer(folder: RunFolder, watchers: Watchers, world: World) -> Iterator[RunWriter | None]:
-    """The run folder's writer on the main rank, None on the others; watchers hear of a failure.
-
-    A resume that is refused before its first step leaves the run in the state it was in.
-    """
+    """The run folder's writer on the main rank, None on the others; watchers hear of a failure."""
     if not world.main:
         yield None
         return
-    before = RunReader(folder).status().state if folder.is_run() else None
     with RunWriter(folder) as writer:
         watchers.keep(writer)
         try:
             yield writer
-        except BaseException as error:
-            if before in ("done", "stopped") and writer.state == "preparing" and isinstance(error, UserError):
-                writer.status(before)
+        except BaseException:
             watchers.ended("failed")
             raise
 

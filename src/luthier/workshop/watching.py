@@ -43,16 +43,12 @@ class Watchers:
     def note(self, text: str, shown: Any = None) -> None:
         """Tell everyone something worth a line; `shown` is a coloured form for terminals."""
         for callback in self.all:
-            if isinstance(callback, ConsoleCallback):
-                callback.on_note(text, shown)
-            else:
-                callback.on_note(text)
+            callback.on_note(text, shown)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Progress before the first step."""
         for callback in self.all:
-            if isinstance(callback, ConsoleCallback):
-                callback.on_prepare(what, done, total)
+            callback.on_prepare(what, done, total)
 
     def sampled(self, record: SampleRecord) -> None:
         """A prompt was answered."""
