@@ -31,7 +31,8 @@ def small_model(folder: Path, family: str = "llama", *, seed: int = 0, **changes
 def alpaca_rows(count: int) -> list[dict[str, str]]:
     """Rows of unlike length."""
     return [
-        {"instruction": f"Count to {n}.", "input": "", "output": ", ".join(str(i) for i in range(1, 2 + n % 13))} for n in range(count)
+        {"instruction": f"Count to {n}.", "input": "", "output": ", ".join(str(i) for i in range(1, 2 + n % 13))}
+        for n in range(count)
     ]
 
 
@@ -58,7 +59,9 @@ class Workspace:
             "report_to": [],
         }
         for section, fields in recipe.items():
-            values[section] = {**values[section], **fields} if isinstance(values.get(section), dict) and "type" not in fields else fields
+            values[section] = (
+                {**values[section], **fields} if isinstance(values.get(section), dict) and "type" not in fields else fields
+            )
         (folder / "recipe.yaml").write_text(yaml.safe_dump(values, allow_unicode=True))
         return cls(folder)
 

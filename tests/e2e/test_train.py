@@ -197,7 +197,7 @@ def test_continue_from_an_adapter(space: Workspace) -> None:
 def test_every_method_learns_and_can_be_talked_to(space: Workspace, method: str) -> None:
     run = train(space, f"method={method}", "train.learning_rate=5e-3")
     assert step_losses(run)[-1] < step_losses(run)[0]
-    tuned, base = run.load(), run.load(base=True)
+    tuned, base = luthier.load(run), luthier.load(run, base=True)
     assert tuned.answers(["Count to 3."], max_new_tokens=8)
     ids = torch.tensor([tuned.prompt("Count to 3.")])
     assert not torch.allclose(tuned.model(ids).logits, base.model(ids).logits)
@@ -215,7 +215,7 @@ def test_pretraining_on_text(space: Workspace) -> None:
         "method=full",
     )
     assert step_losses(run)[-1] < step_losses(run)[0] - 0.5
-    assert run.load().chat("This is", max_new_tokens=4) is not None
+    assert luthier.load(run).chat("This is", max_new_tokens=4) is not None
 
 
 def test_two_ranks_are_one(space: Workspace) -> None:

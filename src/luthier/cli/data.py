@@ -64,22 +64,16 @@ def _prepared(name: str, overrides: list[str]) -> tuple[Dataset, GlobalBatches, 
     from rich.progress import Progress
 
     from luthier.data.batch import GlobalBatches
-    from luthier.data.prepare import prepare
     from luthier.engine.plan import batch_of
     from luthier.recipe.load import load_recipe
-    from luthier.workshop.loading import template_for, tokenizer_for
+    from luthier.workshop.assembly import prepare_data
 
     recipe = load_recipe(name, overrides)
-    tokenizer = tokenizer_for(recipe.model)
-    template = None if recipe.stage.type == "pt" else template_for(recipe, tokenizer)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("tokenising", total=None)
-        dataset = prepare(
-            recipe,
-            tokenizer,
-            template,
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
+        tokenizer, _, dataset = prepare_data(
+            recipe, progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
         )
     examples, tokens = batch_of(recipe.train, recipe.stage.type, recipe.data.max_length, 1)
     batches = GlobalBatches(dataset.store, dataset.train, seed=recipe.train.seed, batch_size=examples, batch_tokens=tokens)

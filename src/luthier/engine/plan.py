@@ -55,11 +55,11 @@ class Plan:
         return asdict(self)
 
 
-def choose_precision(recipe: Recipe, device: torch.device) -> Precision:
+def choose_precision(recipe: Recipe | None, device: torch.device) -> Precision:
     """Resolve `train.precision: auto`: bf16 on a GPU that computes in it, fp16 on one that does not, fp32 on a CPU."""
-    if recipe.train.precision != "auto":
+    if recipe and recipe.train.precision != "auto":
         return recipe.train.precision
-    if recipe.model.dtype != "auto":
+    if recipe and recipe.model.dtype != "auto":
         return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[recipe.model.dtype]  # type: ignore[return-value]
     if device.type != "cuda":
         return "fp32"

@@ -41,13 +41,16 @@ class Source:
     recipe: Recipe | None = None
 
 
-def find_source(run_or_folder: str | Path, *, adapter: str | Path | None = None, checkpoint: int | None = None) -> Source:
+def find_source(
+    run_or_folder: str | Path, *, adapter: str | Path | None = None, checkpoint: int | None = None, base: bool = False
+) -> Source:
     """Find the parts of a tuned model.
 
     Args:
         run_or_folder: a run's name or folder, a model folder or hub id, or an adapter folder.
         adapter: an adapter folder or hub id, for a model.
         checkpoint: for a run, the step of a checkpoint; default: the final weights, or the last checkpoint if it has not ended.
+        base: for a run, the model that it started from.
 
     Raises:
         UserError: there is no such thing, or the options do not fit together.
@@ -63,21 +66,28 @@ def find_source(run_or_folder: str | Path, *, adapter: str | Path | None = None,
         kind = "run" if run else "model"
     if checkpoint is not None and kind != "run":
         raise UserError(f"{_a(kind)} has no checkpoints", where=str(folder), hint="Leave out `--checkpoint`.")
+    if base and kind != "run":
+        raise UserError(f"{_a(kind)} has no base to compare with", where=str(folder), hint="Leave out `--base`.")
     if adapter is not None and kind != "model":
         raise UserError(f"an adapter goes with a model, and this is {_a(kind)}", where=str(folder), hint="Leave out `--adapter`.")
     if run is not None:
-        return _run(run, checkpoint)
+        return _base(run) if base else _run(run, checkpoint)
     if kind == "adapter":
         return _adapter(folder)
     model = Model(path=str(run_or_folder))
     found = fetch(str(adapter)) if adapter is not None else None
-    base = fetch(model.path)
-    return Source(base.name, model, found, found if found and has_tokenizer(found) else base)
+    home = fetch(model.path)
+    return Source(home.name, model, found, found if found and has_tokenizer(found) else home)
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer lies in a folder."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+
+
+def tokenizer_folder(model: Model) -> Path:
+    """The folder of the tokenizer that a recipe's model comes with."""
+    return fetch(model.tokenizer or model.path, hub=model.hub, revision=model.revision)
 
 
 def _find_run(name: str | Path) -> RunFolder | None:
@@ -98,11 +108,15 @@ def _run(run: RunFolder, checkpoint: int | None) -> Source:
         base, adapter = recipe.model.model_copy(update={"adapter": None}), trained
     else:
         base, adapter = Model(path=str(trained), attention=recipe.model.attention), None
-    if has_tokenizer(trained):
-        tokenizer = trained
-    else:
-        tokenizer = fetch(recipe.model.tokenizer or recipe.model.path, hub=recipe.model.hub, revision=recipe.model.revision)
-    return Source(run.name, base, adapter, tokenizer, recipe)
+    tokenizer = trained if has_tokenizer(trained) else tokenizer_folder(recipe.model)
+    return Source(run.name if checkpoint is None else f"{run.name}, step {checkpoint}", base, adapter, tokenizer, recipe)
+
+
+def _base(run: RunFolder) -> Source:
+    recipe = load_recipe(run.recipe)
+    model = recipe.model
+    adapter = fetch(model.adapter, hub=model.hub) if model.adapter else None
+    return Source(f"{run.name} (base)", model.model_copy(update={"adapter": None}), adapter, tokenizer_folder(model), recipe)
 
 
 def _latest(run: RunFolder) -> Path:

@@ -13,13 +13,14 @@ import numpy as np
 
 from luthier.chat import ChatTemplate
 from luthier.data.batch import GlobalBatches
-from luthier.data.prepare import Dataset, prepare
+from luthier.data.prepare import Dataset, Progress, prepare
 from luthier.data.preview import coloured
-from luthier.data.tokenizer import Tokenizer
+from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.optim import Optimizer
 from luthier.engine.parallel import World
 from luthier.engine.plan import DTYPES, Plan, Precision, batch_of, choose_precision, make_plan
 from luthier.errors import UserError
+from luthier.export.source import tokenizer_folder
 from luthier.generation.chat import ChatModel
 from luthier.models.checkpointing import set_checkpointing
 from luthier.models.hub import fetch
@@ -28,7 +29,7 @@ from luthier.models.methods import apply_method
 from luthier.models.policy import Policy
 from luthier.objectives import OBJECTIVES, Objective
 from luthier.recipe.schema import Recipe
-from luthier.workshop.loading import template_for, tokenizer_for
+from luthier.workshop.loading import template_for
 from luthier.workshop.watching import Sampler, Watchers
 
 
@@ -80,9 +81,7 @@ def assemble(
     _check_length(folder, data.max_length)
     precision = _precision(recipe, world)
     batch = batch_of(recipe.train, stage, data.max_length, world.size)
-    tokenizer = tokenizer_for(section)
-    template = template_for(recipe, tokenizer)
-    dataset = prepare(recipe, tokenizer, None if stage == "pt" else template, progress=watchers.preparing, pinned=pinned, run=run)
+    tokenizer, template, dataset = prepare_data(recipe, progress=watchers.preparing, pinned=pinned, run=run)
     _introduce(dataset, tokenizer, watchers)
     policy = _policy(recipe, precision, world)
     watchers.note(policy.describe())
@@ -114,6 +113,16 @@ def assemble(
         sampler=sampler,
         notes=notes,
     )
+
+
+def prepare_data(
+    recipe: Recipe, *, progress: Progress | None = None, pinned: str | None = None, run: Path | None = None
+) -> tuple[Tokenizer, ChatTemplate, Dataset]:
+    """Tokenizer, chat template and dataset of a recipe. Arguments are those of `data.prepare.prepare`."""
+    tokenizer = load_tokenizer(tokenizer_folder(recipe.model))
+    template = template_for(recipe, tokenizer)
+    shown = None if recipe.stage.type == "pt" else template
+    return tokenizer, template, prepare(recipe, tokenizer, shown, progress=progress, pinned=pinned, run=run)
 
 
 def _policy(recipe: Recipe, precision: Precision, world: World) -> Policy:

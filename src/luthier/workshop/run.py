@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.recipe.load import load_recipe
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder, find_run
 from luthier.runs.reader import RunReader, Status
-
-if TYPE_CHECKING:
-    from luthier.generation.chat import ChatModel
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,3 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         """The sample answers: `step`, `prompt`, `answer`."""
         return list(RunReader(self.folder).samples())
-
-    def load(self, *, checkpoint: int | None = None, base: bool = False) -> ChatModel:
-        """The tuned model, the one of a checkpoint, or the base, ready to talk to."""
-        from luthier.workshop.loading import load
-
-        return load(self, checkpoint=checkpoint, base=base)
