@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -228,3 +229,50 @@ def test_two_ranks_are_one(space: Workspace) -> None:
     assert step_losses(two) == pytest.approx(step_losses(one), rel=1e-5)
     for name, tensor in weights_of(one.path / "final").items():
         torch.testing.assert_close(weights_of(two.path / "final")[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_killed_between_the_last_checkpoint_and_the_end_a_run_is_finished_by_resume(space: Workspace) -> None:
+    straight = train(space)
+    (straight.path / "final" / "adapter_model.safetensors").unlink()
+    status = json.loads(straight.folder.status.read_text())
+    straight.folder.status.write_text(json.dumps({**status, "state": "running"}))
+    resumed = luthier.resume("first", progress=False)
+    assert resumed.status.state == "done"
+    assert weights_of(resumed.path / "final")
+    assert len(step_losses(resumed)) == 10
+
+
+def test_a_stop_at_the_last_step_is_the_end(space: Workspace) -> None:
+    class QuitAtTheEnd(Callback):
+        last = 0
+
+        def on_step(self, step: StepRecord) -> None:
+            self.last = step.step
+
+        def wants_stop(self) -> bool:
+            return self.last >= 9
+
+    assert train(space, callbacks=(QuitAtTheEnd(),)).status.state == "done"
+
+
+def test_reported_times_add_up(space: Workspace) -> None:
+    began = time.perf_counter()
+    run = train(space, "train.epochs=6")
+    took = time.perf_counter() - began
+    steps = [record for record in run.metrics() if "loss" in record]
+    assert sum(record["seconds"] for record in steps) < took
+    assert all(record["tokens_per_second"] == pytest.approx(record["tokens"] / record["seconds"], rel=0.01) for record in steps)
+
+
+def test_a_run_that_is_going_on_is_not_resumed_twice(space: Workspace) -> None:
+    refused: list[str] = []
+
+    def resume_too(step: StepRecord) -> None:
+        if step.step == 3:
+            with pytest.raises(UserError, match="already running") as caught:
+                luthier.resume("first", progress=False)
+            refused.append(str(caught.value))
+
+    run = train(space, callbacks=(Each(resume_too),))
+    assert len(refused) == 1
+    assert run.status.state == "done"

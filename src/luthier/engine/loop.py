@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +87,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A launched step whose device numbers have not been read yet."""
+    """A launched step whose device numbers have not been read yet.
+
+    `seconds` is the time of its turn of the loop: launching it, and waiting for the step before. So a step's time is counted once, whether
+    the device computes while the host goes on or not.
+    """
 
     step: int
     loss: Tensor
@@ -96,8 +100,8 @@ class Pending:
     rate: float
     tokens: int
     supervised: int
-    began: float
     segments: NDArray[np.int64]
+    seconds: float = 0.0
 
 
 def run(job: Job) -> Outcome:
@@ -114,12 +118,12 @@ def run(job: Job) -> Outcome:
         if job.state.step == 0:
             _sample(job)
         pending: Pending | None = None
-        saved = job.state.step if job.state.step else None
         while job.state.step < job.plan.total_steps:
+            began = time.perf_counter()
             launched = _step(job)
             if pending is not None:
                 _read(job, pending)
-            pending = launched
+            pending = replace(launched, seconds=time.perf_counter() - began)
             faults.point("loop.step")
             finished = job.state.step >= job.plan.total_steps
             measure, sample, save = _due(job, finished)
@@ -133,19 +137,15 @@ def run(job: Job) -> Outcome:
             enough = _enough(job)
             if save or stop or finished or enough or improved:
                 _save(job)
-                saved = job.state.step
+            if enough or finished:
+                break
             if stop:
                 return "stopped"
-            if enough:
-                break
-        if saved != job.state.step:
-            _save(job)
         return "done"
 
 
 def _step(job: Job) -> Pending:
     """Launch one optimizer step."""
-    began = time.perf_counter()
     plan, state, world, store = job.plan, job.state, job.world, job.batches.store
     segments = job.batches(state.step)
     lengths = store.lengths[segments]
@@ -164,7 +164,7 @@ def _step(job: Job) -> Pending:
     update = job.optimizer.step(loss, rate)
     state.step += 1
     tokens, supervised = int(lengths.sum()), int(store.supervised[segments].sum())
-    return Pending(state.step, loss, update.grad_norm, update.bad, rate, tokens, supervised, began, segments)
+    return Pending(state.step, loss, update.grad_norm, update.bad, rate, tokens, supervised, segments)
 
 
 def _forward_backward(job: Job, batch: Batch, denominator: float) -> Tensor:
@@ -193,8 +193,7 @@ def _denominator(job: Job, segments: NDArray[np.int64]) -> float:
 def _read(job: Job, pending: Pending) -> None:
     """Wait for a launched step, count it and tell the watchers."""
     loss, norm, bad = torch.stack([pending.loss, pending.grad_norm.to(pending.loss), pending.bad.to(pending.loss)]).tolist()
-    seconds = time.perf_counter() - pending.began
-    state = job.state
+    state, seconds = job.state, pending.seconds
     state.tokens += pending.tokens
     state.supervised_tokens += pending.supervised
     state.seconds += seconds

@@ -28,6 +28,7 @@ from luthier.recipe.load import apply_overrides, dump_recipe, load_recipe, locat
 from luthier.recipe.schema import Recipe
 from luthier.runs.environment import environment
 from luthier.runs.folder import RunFolder, create_run, find_run, free_name
+from luthier.runs.reader import RunReader
 from luthier.runs.records import Callback, StartInfo
 from luthier.runs.writer import RunWriter
 from luthier.workshop.assembly import Assembled, assemble
@@ -91,6 +92,9 @@ def resume(
     """
     folder = run_or_name.folder if isinstance(run_or_name, Run) else find_run(run_or_name)
     recipe = _extended(folder, overrides)
+    status = RunReader(folder).status()
+    if status.state == "done" and not overrides:
+        raise _complete(folder, status.step)
     return _execute(
         recipe, folder, Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep), start_world(), callbacks, progress
     )
@@ -195,11 +199,8 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         if (now := fingerprint(world.device)) != saved.state["fingerprint"]:
             changed = ", ".join(key for key, value in now.items() if value != saved.state["fingerprint"].get(key))
             watchers.note(f"resumed elsewhere ({changed} changed): equal to the uninterrupted run, but not bit for bit")
-        if state.step >= plan.total_steps:
-            raise UserError(
-                f"run `{folder.name}` is complete after {state.step} steps",
-                hint=f"Extend it with `luthier resume {folder.name} train.max_steps={state.step * 2}`.",
-            )
+        if state.step > plan.total_steps:
+            raise _complete(folder, state.step)
     return Job(
         recipe=recipe,
         plan=plan,
@@ -214,6 +215,13 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         world=world,
         callbacks=watchers.all,
         sample=parts.sampler,
+    )
+
+
+def _complete(folder: RunFolder, step: int) -> UserError:
+    return UserError(
+        f"run `{folder.name}` is complete after {step} steps",
+        hint=f"Extend it with `luthier resume {folder.name} train.max_steps={step * 2}`.",
     )
 
 
