@@ -152,6 +152,10 @@ def test_bad_value_on_the_command_line_names_the_file_and_the_line_of_the_key(fi
         ("version=2", "recipe version 2. Install a newer Luthier."),
         ("foo", "`foo` is not an override"),
         ("name=[", "the value is not YAML"),
+        ("train.seed=!!int abc", "the value is not YAML"),
+        ("name=" + "[" * 5000, "the value is not YAML"),
+        ("train.seed=99999999999999999999", ":9: `train.seed=99999999999999999999` should be less than"),
+        ("data.train.0.weight=1e15", "should be at most 1000"),
         ("data.train.3.weight=2", "`data.train` has 1 entries"),
         ("name.x=2", "`name` is `first`, it has no `x`"),
         ("data.train.weight=2", "`data.train` is a list: say which entry"),
@@ -246,6 +250,32 @@ def test_a_dumped_recipe_reads_back_as_itself(tmp_path_factory: pytest.TempPathF
     as_json = path.with_suffix(".json")
     as_json.write_text(json.dumps(recipe.model_dump(mode="json")), encoding="utf-8")
     assert load_recipe(as_json) == recipe
+
+
+@pytest.mark.parametrize("name", ["010", "1:30", "1e4", "2024-01-02", "0x1f", "1_000", "1.10", "~", "on", "08"])
+def test_a_name_that_looks_like_a_number_is_dumped_as_text(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(dump_recipe(recipe_from({"name": name, "model": "tiny", "data": {"train": "a.json"}}, tmp_path)))
+    assert load_recipe(path).name == name
+
+
+@pytest.mark.parametrize(("written", "name"), [("010", "010"), ("1:30", "1:30"), ("2024", "2024"), ("2024-01-02", "2024-01-02")])
+def test_a_name_is_read_as_it_is_written(file: Path, written: str, name: str) -> None:
+    assert load_recipe(file, [f"name={written}"]).name == name
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("1e-4", 1e-4), ("1E+3", 1000.0), ("2.5", 2.5), (".5", 0.5), ("1_000.5", 1000.5), ("3", 3.0), ("+1.e2", 100)],
+)
+def test_numbers_are_read_as_people_write_them(file: Path, written: str, value: float) -> None:
+    assert load_recipe(file, [f"train.learning_rate={written}"]).train.learning_rate == value
+
+
+def test_a_mistake_inside_a_validation_source_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: tiny\ndata: {train: a.json, validation: {path: v.json, wieght: 1}}\n")
+    assert message(path) == f"{path}:2: unknown key `data.validation.wieght`. Did you mean `data.validation.weight`?"
 
 
 def test_a_recipe_is_frozen(file: Path) -> None:

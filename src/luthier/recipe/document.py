@@ -1,8 +1,8 @@
 """A recipe file as plain values, with the line of every key.
 
-YAML is read by PyYAML's safe loader with three corrections that spare people a surprise: `1e-4` is a number (YAML 1.1 calls it
-text), a date stays text, and a key that is written twice is an error. JSON is read by `json`; as it is nearly a subset of YAML,
-the YAML parser tells the lines of its keys too.
+YAML is read by PyYAML's safe loader with corrections that spare people a surprise: `1e-4` is a number (YAML 1.1 calls it text),
+`010` and `1:30` are not 8 and 90, a date stays text, and a key that is written twice is an error. JSON is read by `json`; as it is
+nearly a subset of YAML, the YAML parser tells the lines of its keys too.
 """
 
 from __future__ import annotations
@@ -25,16 +25,26 @@ MOST_NODES, DEEPEST = 100_000, 64
 
 
 class Loader(yaml.SafeLoader):
-    """The safe loader with numbers such as `1e-4` and without dates."""
+    """The safe loader with numbers as people write them, and without dates."""
 
 
+_TAG = "tag:yaml.org,2002:"
+_OLD = {_TAG + "timestamp", _TAG + "int", _TAG + "float"}
 Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+_FLOAT = r"[-+]?(\d[\d_]*\.\d*|\.\d+|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_NUMBER = _TAG + "float", re.compile(f"^({_FLOAT})$"), list("-+.0123456789")
+Loader.add_implicit_resolver(*_NUMBER)
+Loader.add_implicit_resolver(_TAG + "int", re.compile(r"^[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+)$"), list("-+0123456789"))
+
+
+class Dumper(yaml.SafeDumper):
+    """The safe dumper, which also puts a text that looks like a number to `Loader` into quotes."""
+
+
+Dumper.add_implicit_resolver(*_NUMBER)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,12 @@ def explain(error: ValidationError, values: dict[str, Any], places: Places) -> U
     found: dict[Key, list[Any]] = {}
     for detail in error.errors(include_url=False):
         found.setdefault(_written_key(detail["loc"], values, detail["type"]), []).append(detail)
-    mistakes = [_sentence(key, details, values, places) for key, details in found.items()]
+    inner = {part for key in found for part in _around(key)[1:]}
+    mistakes = [
+        _sentence(key, details, values, places)
+        for key, details in found.items()
+        if not (len(details) > 1 and key in inner)  # the other members of a union, of which one member's part is at fault
+    ]
     if len(mistakes) == 1:
         return mistakes[0]
     return UserError("\n".join(str(mistake) for mistake in mistakes))

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from luthier.errors import UserError
-from luthier.recipe.document import Key, dotted, parse_value, read_document
+from luthier.recipe.document import Dumper, Key, dotted, parse_value, read_document
 from luthier.recipe.explain import Places, explain
 from luthier.recipe.paths import absolute_paths
 from luthier.recipe.schema import Recipe
@@ -72,7 +72,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str], base: 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every field written out; reading it back gives the same recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _parse_override(text: str) -> tuple[Key, Any, str]:
@@ -82,8 +82,8 @@ def _parse_override(text: str) -> tuple[Key, Any, str]:
         raise UserError(f"`{text}` is not an override", hint="Write `key=value`, e.g. `train.learning_rate=2e-4`.")
     try:
         value = parse_value(written)
-    except yaml.YAMLError as error:
-        raise UserError(f"`{text}`: the value is not YAML", hint=f"Put it in quotes: `{name}='\"…\"'`.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"`{text[:80]}`: the value is not YAML", hint=f"Put it in quotes: `{name}='\"…\"'`.") from error
     return tuple(int(part) if part.isdecimal() else part for part in parts), value, text
 
 
@@ -113,7 +113,9 @@ def _lay_over(node: Any, key: Key, value: Any, text: str, place: Key = ()) -> An
 def _validate(values: dict[str, Any], places: Places) -> Recipe:
     version = values.get("version", 1)
     if isinstance(version, int) and version > 1:
-        raise UserError(f"is written for recipe version {version}", where=places.file, hint="Install a newer Luthier.")
+        raise UserError(
+            f"is written for recipe version {version}", where=places.where(("version",)), hint="Install a newer Luthier."
+        )
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -73,7 +73,7 @@ class Source(Section):
     """How rows are read. `auto` goes by the keys of the rows."""
     columns: dict[str, str] = {}
     """Own column names: canonical name → name in the file, e.g. `{instruction: question, output: answer}`."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """How many times the source is seen in one epoch; 0.5 sees half of it, 2 sees it twice."""
     max_examples: Positive | None = None
     """Use at most this many examples of the source, the first ones."""
@@ -230,7 +230,7 @@ class Train(Section):
     """Arithmetic of forward and backward. `auto`: bf16 on a GPU that has it (else fp16), fp32 on a CPU."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Recompute activations in the backward pass: slower, less memory. `selective` keeps attention outputs."""
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of everything random: order, adapters, dropout, sampling."""
     log_every: Positive = 1
     """Write metrics every so many steps."""
