@@ -129,6 +129,19 @@ def test_cut_at_the_start_the_cut_answer_is_not_taught_to_stop(tokenizer: Tokeni
     assert piece.weight[0] == 0
 
 
+def test_cut_at_the_start_only_the_cut_answer_is_not_taught_to_stop_when_all_is_learnt(
+    tokenizer: Tokenizer, chatml: ChatTemplate
+) -> None:
+    example = conversation("Count.", "one two three four five six seven eight", "Again.", "nine ten")
+    (answers,) = segments(tokenizer, chatml, example)
+    (whole,) = segments(tokenizer, chatml, example, train_on="all")
+    inside = int(np.flatnonzero(answers.weight)[2])
+    (piece,) = segments(tokenizer, chatml, example, train_on="all", truncate="start", max_length=len(whole.tokens) - inside)
+    ends = np.flatnonzero(piece.tokens == tokenizer.encode("<|im_end|>").ids[0])
+    assert piece.weight[ends].tolist() == [0, 1, 1]
+    assert np.flatnonzero(piece.weight == 0).tolist() == [0, ends[0]]
+
+
 def test_cut_at_the_start_between_answers_leaves_them_whole(tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
     example = conversation("Count.", "one two three", "Again.", "nine ten")
     (whole,) = segments(tokenizer, chatml, example)

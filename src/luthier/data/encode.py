@@ -32,7 +32,7 @@ from luthier.data.examples import Conversation, Document, Example
 from luthier.data.problems import RowError
 from luthier.data.tokenizer import Encoded, Tokenizer
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """Raised when the same example would become other tokens or weights; part of a store's key."""
 
 Span = tuple[int, int, float]
@@ -153,11 +153,14 @@ class Encoder:
         return Piece(encoded.ids[kept], half, item.rung, length > limit)
 
     def _forget_end(self, item: Text, encoded: Encoded, first: int, weight: NDArray[np.float32]) -> None:
-        """Where a cut before token `first` falls into an answer, its end-of-turn shall not be learnt."""
-        lost = int(encoded.ends[first - 1])
+        """Where a cut before token `first` falls into an answer, its end-of-turn shall not be learnt.
+
+        It is the next one after the cut: under `train_on: all` one span holds many turns, and the later ones are whole.
+        """
+        lost, size = int(encoded.ends[first - 1]), len(self._end)
         for begin, end, _ in item.spans:
-            if begin < lost < end and self._end and (place := item.text.rfind(self._end, begin, end)) >= 0:
-                weight[(encoded.ends > place) & (encoded.starts < end)] = 0
+            if begin < lost < end and size and (place := item.text.find(self._end, max(begin, lost - size + 1), end)) >= 0:
+                weight[(encoded.ends > place) & (encoded.starts < place + size)] = 0
 
     def _chunks(self, encoded: Encoded) -> Iterator[Piece]:
         """A document as chunks of `max_length`; a last chunk of one token has nothing to learn and is left out."""
