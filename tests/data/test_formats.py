@@ -218,7 +218,10 @@ def test_the_recipes_system_prompt_is_for_examples_without_one(tmp_path: Path) -
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, A],
             "turn 1: a part of type `image_url`; only text is read",
         ),
-        ([U, {**A, "weight": -1}], "turn 2: `weight` should be a number of at least 0"),
+        ([U, {**A, "weight": -1}], "turn 2: `weight` should be 0, or a number from 0.0001 to 65504"),
+        ([U, {**A, "weight": 1e6}], "turn 2: `weight` should be 0, or a number from 0.0001 to 65504"),
+        ([U, {**A, "weight": 1e-9}], "turn 2: `weight` should be 0, or a number from 0.0001 to 65504"),
+        ([U, {**A, "weight": float("nan")}], "turn 2: `weight` should be 0, or a number from 0.0001 to 65504"),
         ([U, {**A, "tool_calls": [{"function": {}}]}], "turn 2: the tool call has no `name`"),
         (
             [U, {**A, "tool_calls": [{"name": "f", "arguments": "{"}]}],

@@ -8,7 +8,6 @@ what is learnt.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +28,8 @@ ROLES = {
 """Names of roles in the wild → role of a message."""
 
 _WEIGHTS = ("weight", "loss_weight", "loss")
+_LEAST, _MOST = 1e-4, 65_504
+"""Loss weights are stored as float16, which holds these and what is between, and 0."""
 _KEPT = ("name", "tool_call_id")
 
 
@@ -119,8 +120,8 @@ def _read_extras(message: Message, turn: Mapping[str, Any], where: str) -> None:
     weight = _first(turn, _WEIGHTS)
     if weight is None:
         return
-    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-        raise RowError(f"{where}: `weight` should be a number of at least 0")
+    if not isinstance(weight, int | float) or not (weight == 0 or _LEAST <= weight <= _MOST):
+        raise RowError(f"{where}: `weight` should be 0, or a number from {_LEAST} to {_MOST}")
     message["weight"] = float(weight)
 
 
