@@ -170,6 +170,12 @@ def test_csv_with_quoted_line_ends(tmp_path: Path) -> None:
     assert read(write(tmp_path, "c.tsv", 'a\tb\n1,5\t"2"\n')) == [(2, {"a": "1,5", "b": "2"})]
 
 
+@pytest.mark.parametrize("rest", ["1,2\n3,4\n", '1,2\n3,"4"\n5,6\n'])
+def test_a_csv_row_that_swallows_the_lines_below_it_ends_the_reading(tmp_path: Path, rest: str) -> None:
+    rows = list(read_rows(write(tmp_path, "a.csv", f'a,b\n1,2\n3,"open\n{rest}')))
+    assert [(origin.line, getattr(row, "fatal", None)) for origin, row in rows] == [(2, None), (3, True)]
+
+
 def test_csv_problems(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", 'a,b\n1,2\n3\n"x"y,4\n5,6,7\n8,9\n"open,\n1,2\n')
     assert [line for line, _ in problems(path)] == [3, 4, 5, 7]
@@ -263,6 +269,10 @@ def test_files_that_are_not_there_or_not_whole(tmp_path: Path, monkeypatch: pyte
     assert error(Path("no/alpaca.json")) == "no/alpaca.json: no such file. There is no folder `no`."
     assert "is a folder" in error(tmp_path)
     assert "unknown kind" in error(write(tmp_path, "a.log", "x"))
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    for name, said in (("alpaca.json/x", "not a directory"), ("loop.json", "symbolic links"), ("x" * 300, "too long")):
+        assert error(Path(name)).startswith(f"{name}: is no place of a file: ")
+        assert said in error(Path(name))
     torn = write(tmp_path, "a.jsonl.gz", gzip.compress(lines_of(ROWS * 100).encode())[:-20])
     assert "the gzip data is damaged" in error(torn)
 

@@ -1,7 +1,8 @@
 """Rows of tables: csv and parquet. A row is a mapping from column names to values.
 
 The line of a csv row is where it begins: quoted fields may hold line ends. A row with more or fewer fields than the header is a
-problem and not padded, since nobody can tell which field is missing. CRLF is read as LF, inside quotes too: it is how the file was
+problem and not padded, since nobody can tell which field is missing. Where the quotes of a row over several lines are broken, nobody
+can tell which of these lines are rows of their own, so that is fatal. CRLF is read as LF, inside quotes too: it is how the file was
 saved and no part of the text. Parquet has no lines; its rows are numbered from 1.
 """
 
@@ -59,7 +60,10 @@ def read_csv(path: Path, delimiter: str | None = None) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Origin(file, line, row), RowProblem(f"broken csv: {error}")
+            swallowed = feed.number > line
+            yield Origin(file, line, row), RowProblem(f"broken csv: {error}", fatal=swallowed)
+            if swallowed:
+                return
             row += 1
             continue
         if feed.problem is not None:

@@ -11,6 +11,7 @@ Lines end at `\n` and nowhere else: JSON strings may hold U+2028 and other chara
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import io
 import os
@@ -27,6 +28,7 @@ from luthier.errors import UserError, nearest
 _BUFFER = 1 << 18
 _SAMPLE = 1 << 16
 _CANDIDATES = ["gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
+_NO_PLACE = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -58,6 +60,10 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
         raise UserError(f"the gzip data is damaged: {error}", where=shown(path), hint="Fetch the file again.") from error
     except PermissionError as error:
         raise UserError("may not be read (permission denied)", where=shown(path)) from error
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise UserError(f"is no place of a file: {os.strerror(error.errno).lower()}", where=shown(path)) from error
 
 
 def _nearest_file(path: Path) -> str | None:
