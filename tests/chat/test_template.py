@@ -86,8 +86,27 @@ def test_a_file_is_a_template(tmp_path: Path) -> None:
     path.write_text("{{", encoding="utf-8")
     with pytest.raises(UserError, match=r"mine\.jinja.*line 1"):
         resolve(str(path), None, {})
+    path.write_text("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine\.jinja.*nested too deeply"):
+        resolve(str(path), None, {})
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"mine\.jinja.*not UTF-8"):
+        resolve(str(path), None, {})
+    path.write_bytes(b"\xef\xbb\xbf{{ messages[0]['content'] }}")
+    assert resolve(str(path), None, {}).render(PAIR) == "Q"
     with pytest.raises(UserError, match="cannot be read"):
         resolve(str(tmp_path / "none.jinja"), None, {})
+
+
+def test_a_file_of_another_ending_is_refused_rather_than_looked_for_beside_the_command() -> None:
+    with pytest.raises(UserError, match=r"A template file ends in `\.jinja`"):
+        resolve("templates/mine.j2", None, {})
+
+
+def test_a_refusal_is_one_line() -> None:
+    with pytest.raises(TemplateRefused) as caught:
+        render("{{ raise_exception('No.\n\n  Never.') }}", PAIR)
+    assert str(caught.value) == "No. Never."
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

@@ -29,11 +29,11 @@ class TemplateRefused(UserError):
     """A chat template cannot put this conversation into text, or its answers cannot be told apart in that text.
 
     Args:
-        reason: the template's own words where it raised, else what went wrong.
+        reason: the template's own words where it raised, else what went wrong. The error itself tells it on one line.
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+        super().__init__(" ".join(reason.split()))
         self.reason = reason
 
 
@@ -55,6 +55,8 @@ class Program:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
             raise UserError(f"the chat template is not valid Jinja (its line {error.lineno}): {error.message}") from error
+        except RecursionError as error:
+            raise UserError("the chat template is nested too deeply") from error
         self._tells_time = "strftime_now" in source
 
     def run(self, variables: dict[str, Any], now: datetime | None) -> tuple[str, list[Block]]:

@@ -213,16 +213,19 @@ def resolve(choice: str, tokenizer_template: str | None, variables: Mapping[str,
         return ChatTemplate("default", families()["default"].source, variables, family=families()["default"], note=note)
     if choice in families():
         return ChatTemplate(choice, families()[choice].source, variables, family=families()[choice])
-    if choice.endswith(".jinja") or "/" in choice:
+    if choice.endswith(".jinja"):
         return _from_file(Path(choice), variables)
-    raise UserError(f"unknown template `{choice}`", where="data.template", hint=did_you_mean(choice, ["auto", *families()]))
+    hint = "A template file ends in `.jinja`." if "/" in choice else did_you_mean(choice, ["auto", *families()])
+    raise UserError(f"unknown template `{choice}`", where="data.template", hint=hint)
 
 
 def _from_file(path: Path, variables: Mapping[str, str]) -> ChatTemplate:
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"the template cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise UserError("the template is not UTF-8 text", where=str(path), hint="Save it as UTF-8.") from error
     try:
         return ChatTemplate(path.stem, source, variables)
     except UserError as error:
