@@ -84,6 +84,29 @@ def test_the_second_time_the_store_is_there(tmp_path: Path, tokenizer: Tokenizer
     assert first.store.key == again.store.key == weighted.store.key == copy.store.key
 
 
+def test_a_store_from_the_cache_calls_the_files_by_their_names_of_today(
+    tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate
+) -> None:
+    prepare(recipe([written(tmp_path / "a.jsonl", rows(3))]), tokenizer, chatml)
+    copy = prepare(recipe([written(tmp_path / "copy.jsonl", rows(3))]), tokenizer, chatml)
+    assert copy.report.cached
+    assert copy.store.origin(1).endswith("copy.jsonl:2")
+
+
+def test_skipped_rows_are_named_also_when_the_store_is_in_the_cache(
+    tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate
+) -> None:
+    file = written(tmp_path / "a.jsonl", [*rows(2), {"instruction": "q"}, {"instruction": "q"}, {"output": "a"}])
+    for cached in (False, True):
+        report = prepare(recipe([file], on_error="skip"), tokenizer, chatml).report
+        assert (report.cached, report.skipped, report.rows) == (cached, 3, 5)
+        assert report.lines()[-3:] == [
+            "bad rows skipped: 3 of 5 (60.0%) (data.on_error: skip)",
+            f"  {file}:3: missing `output` (2 rows: lines 3–4)",
+            f"  {file}:5: missing `instruction`",
+        ]
+
+
 @pytest.mark.parametrize(
     "change", [{"max_length": 500}, {"truncate": "start"}, {"train_on": "last"}, {"system": "Be brief."}, {"on_error": "skip"}]
 )

@@ -61,3 +61,10 @@ def test_skip_counts_but_never_loses_the_rest_of_a_file() -> None:
     assert problems.count == 1
     problems.add(at(9), "broken JSON: Expecting value", fatal=True)
     assert told(problems) == "a.json:9: broken JSON: Expecting value"
+
+
+def test_of_many_kinds_the_most_frequent_are_told() -> None:
+    problems = Problems("skip")
+    for line, message in enumerate(["one", "two", "two", "three"], 1):
+        problems.add(at(line), message)
+    assert problems.by_kind(1) == ["a.json:2: two (2 rows: lines 2–3)", "… and 2 other kinds"]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from luthier.data.encode import Encoder, Text
 from luthier.data.examples import Origin
 from luthier.data.formats import read_examples
-from luthier.data.problems import Problems, RowError
+from luthier.data.problems import LISTED, Problems, RowError
 from luthier.data.store import Header, Segment, SourceInfo, StoreWriter
 from luthier.data.textfile import open_bytes, shown
 from luthier.data.tokenizer import Encoded
@@ -177,6 +177,7 @@ class Build:
                 "skipped": skipped,
             },
             rungs=dict(self._rungs),
+            bad=tuple(self._problems.by_kind(LISTED)),
         )
 
 

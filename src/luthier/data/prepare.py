@@ -24,6 +24,7 @@ from luthier.data.hashing import mix64
 from luthier.data.report import DataReport
 from luthier.data.store import FORMAT_VERSION, SourceInfo, TokenStore
 from luthier.data.store_cache import content_digest, is_cached, key_of, open_or_build
+from luthier.data.textfile import shown
 from luthier.data.tokenizer import Tokenizer
 from luthier.errors import UserError
 from luthier.recipe.schema import Recipe, Source
@@ -111,6 +112,7 @@ def prepare(
             )
     build = Build(key, inputs, Encoder(tokenizer, template, settings), recipe, progress or _silent)
     store, cached = open_or_build(key, build, run)
+    store.name_sources(shown(Path(source.path)) for source, _ in inputs)
     train, validation = _split(store, recipe)
     return Dataset(store, train, validation, _report(store, train, validation, cached, time.monotonic() - began))
 
@@ -228,6 +230,7 @@ def _report(store: TokenStore, train: Units, validation: Units | None, cached: b
         train=len(train),
         validation=len(validation) if validation else 0,
         rungs=header.rungs,
+        bad=header.bad,
         template=header.template,
         max_length=header.max_length,
         cached=cached,

@@ -93,10 +93,11 @@ class Problems:
         advice = " (mend them, or set `data.on_error: skip` to leave them out)" if not self._fatal else ""
         raise UserError("\n".join([f"{self.count:,} bad rows{advice}:", *lines]))
 
-    def by_kind(self) -> list[str]:
-        """One line for each file and kind of problem, most frequent first, with the lines where it occurs."""
+    def by_kind(self, most: int | None = None) -> list[str]:
+        """One line for each file and kind of problem, most frequent first, with the lines where it occurs; at most `most` kinds."""
         counts = Counter({kind: len(lines) for kind, lines in self._kinds.items()})
-        return [self._summary(kind, count) for kind, count in counts.most_common()]
+        told = [self._summary(kind, count) for kind, count in counts.most_common(most)]
+        return [*told, f"… and {len(counts) - len(told):,} other kinds"] if len(told) < len(counts) else told
 
     def _summary(self, kind: tuple[str, str], count: int) -> str:
         lines = self._kinds[kind]

@@ -23,6 +23,7 @@ class DataReport:
         train: units (sft: examples, pt: chunks) of one training epoch, source weights included.
         validation: units held out.
         rungs: rung of the mask ladder → segments.
+        bad: what was wrong with the rows that were skipped, one line for each kind, with file and lines.
         template: name of the chat template, None without one.
         max_length: longest segment allowed, in tokens.
         cached: the store was there already.
@@ -40,6 +41,7 @@ class DataReport:
     train: int
     validation: int
     rungs: Mapping[str, int] = field(default_factory=dict)
+    bad: tuple[str, ...] = ()
     template: str | None = None
     max_length: int = 0
     cached: bool = False
@@ -66,6 +68,7 @@ class DataReport:
             lines.append(f"left out, too long for {self.max_length:,} tokens: {_share(self.dropped, self.examples)} examples")
         if self.skipped:
             lines.append(f"bad rows skipped: {_share(self.skipped, self.rows)} (data.on_error: skip)")
+            lines += [f"  {kind}" for kind in self.bad]
         return lines
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -101,6 +101,7 @@ class Header:
         sources: the files, in the order of the `source` column.
         counts: named counts of the build: `rows`, `examples`, `truncated` ….
         rungs: rung of the mask ladder → segments that were masked by it.
+        bad: what was wrong with the rows that were skipped, one line for each kind.
         version: format version.
     """
 
@@ -113,6 +114,7 @@ class Header:
     sources: tuple[SourceInfo, ...]
     counts: Mapping[str, int] = field(default_factory=dict)
     rungs: Mapping[str, int] = field(default_factory=dict)
+    bad: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
 
     @classmethod
@@ -132,7 +134,8 @@ class Header:
                 where=str(folder),
                 hint="Delete the folder; the store is made anew from the data.",
             )
-        return cls(**{**raw, "sources": tuple(SourceInfo(**source) for source in raw["sources"])})
+        sources = tuple(SourceInfo(**source) for source in raw["sources"])
+        return cls(**{**raw, "sources": sources, "bad": tuple(raw.get("bad", ()))})
 
 
 class TokenStore:
@@ -191,6 +194,11 @@ class TokenStore:
         """Tokens int32 [T] and weights float16 [T] of one segment, as views of the map."""
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return self.tokens[span], self.weight[span]
+
+    def name_sources(self, files: Iterable[str]) -> None:
+        """Call the sources by these names, in their order: the same content may lie elsewhere than when the store was built."""
+        named = tuple(replace(source, file=file) for source, file in zip(self.header.sources, files, strict=True))
+        self.header = replace(self.header, sources=named)
 
     def origin(self, index: int) -> str:
         """`file:line` of the example that segment `index` was made from."""
