@@ -65,16 +65,16 @@ def _prepared(name: str, overrides: list[str]) -> tuple[Dataset, GlobalBatches, 
 
     from luthier.data.batch import GlobalBatches
     from luthier.engine.plan import batch_of
-    from luthier.recipe.load import load_recipe
+    from luthier.recipe.load import load_recipe, placed
     from luthier.workshop.assembly import prepare_data
 
     recipe = load_recipe(name, overrides)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with placed(name, recipe), Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("tokenising", total=None)
         tokenizer, _, dataset = prepare_data(
             recipe, progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
         )
-    examples, tokens = batch_of(recipe.train, recipe.stage.type, recipe.data.max_length, 1)
+        examples, tokens = batch_of(recipe.train, recipe.stage.type, recipe.data.max_length, 1)
     batches = GlobalBatches(dataset.store, dataset.train, seed=recipe.train.seed, batch_size=examples, batch_tokens=tokens)
     return dataset, batches, tokenizer

@@ -6,7 +6,8 @@ mistake is told in words with its place: `file:line` of the key, also when the v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,32 @@ def _validate(values: dict[str, Any], places: Places) -> Recipe:
         raise explain(error, values, places) from None
 
 
-def locate(path: Path | str, key: str) -> str | None:
-    """`file:line` of a dotted key in a recipe file or shipped recipe, or of the nearest part around it; None if there is no file."""
+@contextmanager
+def placed(written: Recipe | Path | str | Mapping[str, Any], recipe: Recipe) -> Iterator[None]:
+    """Let an error that names a key of the recipe, or the model that a key names, say where in the file the key stands.
+
+    Args:
+        written: what the recipe was read from; only a file or a shipped recipe has places.
+        recipe: the recipe.
+    """
+    model = recipe.model
+    named = {model.path: "model.path", model.tokenizer: "model.tokenizer", model.adapter: "model.adapter"}
+    try:
+        yield
+    except UserError as error:
+        key = named.get(error.where, error.where) if error.where else None
+        if (
+            key
+            and isinstance(written, str | Path)
+            and key.split(".")[0] in Recipe.model_fields
+            and (place := _locate(written, key))
+        ):
+            error.where = f"{place}: {error.where}"
+        raise
+
+
+def _locate(path: Path | str, key: str) -> str | None:
+    """`file:line` of a dotted key in a recipe file or shipped recipe, or of the nearest part around it; None without a file."""
     file = shipped_recipes().get(str(path), Path(path))
     if not file.is_file():
         return None

@@ -24,7 +24,7 @@ from luthier.engine.state import TrainState, fingerprint
 from luthier.engine.verdict import verdict
 from luthier.errors import Stopped, UserError
 from luthier.files import write_atomic, write_json
-from luthier.recipe.load import apply_overrides, dump_recipe, load_recipe, locate, recipe_from
+from luthier.recipe.load import apply_overrides, dump_recipe, load_recipe, placed, recipe_from
 from luthier.recipe.schema import Recipe
 from luthier.runs.environment import environment
 from luthier.runs.folder import RunFolder, create_run, find_run, free_name
@@ -65,7 +65,7 @@ def train(
     """
     resolved = _read(recipe, overrides)
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
-    with _places(recipe, resolved):
+    with placed(recipe, resolved):
         world = start_world()
         folder = _claim(resolved, name or resolved.name, stem, world)
         resolved = resolved.model_copy(update={"name": folder.name})
@@ -105,20 +105,6 @@ def _read(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[s
         return load_recipe(recipe, overrides)
     mapping = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     return recipe_from(apply_overrides(mapping, overrides), Path.cwd())
-
-
-@contextmanager
-def _places(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Iterator[None]:
-    """Let errors that name a recipe key, or the model that a key names, say where in the recipe file it stands."""
-    model = resolved.model
-    named = {model.path: "model.path", model.tokenizer: "model.tokenizer", model.adapter: "model.adapter"}
-    try:
-        yield
-    except UserError as error:
-        key = named.get(error.where, error.where) if error.where else None
-        if key and isinstance(recipe, str | Path) and key.split(".")[0] in Recipe.model_fields and (place := locate(recipe, key)):
-            error.where = f"{place}: {error.where}"
-        raise
 
 
 def _claim(recipe: Recipe, name: str | None, stem: str, world: World) -> RunFolder:
