@@ -1,0 +1,194 @@
+"""The two reference pages of the docs, written from the program itself: every field of a recipe, every command.
+
+MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). Where a page holds `<!-- recipe fields -->` or
+`<!-- commands -->`, the tables take that line's place. English is the docstring or help text as it stands in the code; Chinese comes
+from `zh.yaml`, which pairs each English text with its translation. So an English text that changes has no translation until somebody
+has looked at it, and a test says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+import yaml
+
+from luthier.cli.app import app
+from luthier.recipe.help import Field, fields, section_at
+
+FIELDS, COMMANDS = "<!-- recipe fields -->", "<!-- commands -->"
+Translate = Callable[[str], str]
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Fill in the tables of a page; called by MkDocs."""
+    translate = chinese if page.file.src_uri.endswith(".zh.md") else str
+    for marker, write in ((FIELDS, recipe_reference), (COMMANDS, command_reference)):
+        if marker in markdown:
+            markdown = markdown.replace(marker, write(translate))
+    return markdown
+
+
+@cache
+def catalogue() -> dict[str, str]:
+    """English text → Chinese text."""
+    pairs = yaml.safe_load(Path(__file__).with_name("zh.yaml").read_text("utf-8"))
+    return {pair["en"]: pair["zh"] for pair in pairs}
+
+
+def chinese(text: str) -> str:
+    """The translation of a text.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return catalogue()[text]
+
+
+def recipe_reference(translate: Translate) -> str:
+    """A section for each part of the recipe, a row for each field."""
+    groups: dict[tuple[str, str | None], list[Field]] = {}
+    for field in fields():
+        groups.setdefault((field.key.rpartition(".")[0], field.only), []).append(field)
+    parents = {key for key, _ in groups}
+    parts: list[str] = []
+    seen: dict[tuple[str, ...], str] = {}
+    for (key, only), rows in groups.items():
+        title = f"{key}: {only}" if only else key
+        texts = tuple(row.text for row in rows)
+        parts.append(f"## `{title}` {{ #{key}{f'-{only}' if only else ''} }}" if key else f"## {translate('The whole recipe')}")
+        parts.append(translate(_about(key, only)))
+        if texts in seen:
+            parts.append(f"{translate('The fields are those of')} [`{seen[texts]}`](#{seen[texts]}).")
+            continue
+        seen[texts] = key
+        parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, parents, translate) for row in rows]))
+        parts += [_union(row, translate) for row in rows if not key and row.key in ("stage", "method")]
+    return "\n\n".join(parts)
+
+
+def _about(key: str, only: str | None) -> str:
+    section = section_at(tuple(key.split(".")) if key else (), only)
+    return inspect.cleandoc(section.__doc__ or "") if section else ""
+
+
+def _field(row: Field, parents: set[str], translate: Translate) -> tuple[str, str, str]:
+    name = f"`{row.key.rpartition('.')[2]}`"
+    if row.key in parents and row.key != "method":  # the members of `method` have sections of their own
+        name = f"[{name}](#{row.key})"
+    default = translate("required") if row.default is None else f"{translate('default')} `{row.default}`"
+    return name, f"{_kind(row.type, _values(row), translate)}<br>{default}", translate(row.text)
+
+
+def _kind(words: str, values: set[str], translate: Translate) -> str:
+    """A type in words, such as `whole number | auto` or `list of (a | b)`, with the values among them as code."""
+    if words.startswith("list of ("):
+        return f"{translate('list of')} {_kind(words.removeprefix('list of (').removesuffix(')'), values, translate)}"
+    return " · ".join(f"`{part}`" if part in values else translate(part) for part in words.split(" | "))
+
+
+def _values(row: Field) -> set[str]:
+    """What can be written for a field as it stands: its literals, the names of its union's members, true and false."""
+    parent, _, name = row.key.rpartition(".")
+    section = section_at(tuple(parent.split(".")) if parent else (), row.only)
+    waiting, found = [section.model_fields[name].annotation] if section else [], {"true", "false"}
+    while waiting:
+        kind = waiting.pop()
+        parts = get_args(kind)
+        if get_origin(kind) is Literal:
+            found |= {str(part) for part in parts}
+        elif inspect.isclass(kind) and "type" in getattr(kind, "model_fields", {}):
+            found.add(kind.model_fields["type"].default)
+        else:
+            waiting += parts
+    return found
+
+
+def _union(row: Field, translate: Translate) -> str:
+    about = [(f"`{tag}`", translate(_about(row.key, tag))) for tag in row.type.split(" | ")]
+    return _table(translate, (f"`{row.key}`", "Meaning"), about)
+
+
+def command_reference(translate: Translate) -> str:
+    """A section for each command, with its arguments and options."""
+    return "\n\n".join(part for path, command in commands() for part in _command(path, command, translate))
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command as (words, command), in the order of `--help`; groups before their members."""
+    waiting = [("luthier", typer.main.get_command(app))]
+    while waiting:
+        path, command = waiting.pop(0)
+        if path != "luthier":
+            yield path, command
+        waiting = [(f"{path} {name}", part) for name, part in getattr(command, "commands", {}).items()] + waiting
+
+
+def _command(path: str, command: Any, translate: Translate) -> Iterator[str]:
+    group = hasattr(command, "commands")
+    yield f"{'##' if path.count(' ') == 1 else '###'} `{path}` {{ #{path.replace(' ', '-')} }}"
+    yield from (translate(paragraph.replace("\n", " ")) for paragraph in inspect.cleandoc(command.help).split("\n\n"))
+    if group:
+        return
+    yield f"```text\n{' '.join([path, *_usage(command)])}\n```"
+    if rows := [_parameter(parameter, _choices(command, parameter.name), translate) for parameter in shown(command)]:
+        yield _table(translate, ("Name", "Meaning", "Default"), rows)
+
+
+def shown(command: Any) -> list[Any]:
+    """The parameters that have a help text: all but `--help` itself."""
+    return [parameter for parameter in command.params if parameter.help]
+
+
+def _choices(command: Any, name: str) -> str:
+    """`a|b` for an option that takes one of several words, else the empty string."""
+    hint = get_type_hints(command.callback)[name]
+    kinds = [kind for kind in (hint, *get_args(hint)) if inspect.isclass(kind) and issubclass(kind, Enum)]
+    return "|".join(member.value for kind in kinds for member in kind)
+
+
+def _usage(command: Any) -> Iterator[str]:
+    arguments = [parameter for parameter in command.params if not parameter.opts[0].startswith("-")]
+    for parameter in arguments:
+        name = parameter.metavar or parameter.name.upper()
+        yield name if parameter.required else f"[{name}]" if parameter.nargs == 1 else f"[{name} …]"
+    for parameter in command.params:
+        if parameter.required and parameter not in arguments:
+            yield f"{parameter.opts[0]} {parameter.metavar}"
+    if any(parameter not in arguments and not parameter.required for parameter in shown(command)):
+        yield "[OPTIONS]"
+
+
+def _parameter(parameter: Any, choices: str, translate: Translate) -> tuple[str, str, str]:
+    if parameter.opts[0].startswith("-"):
+        value = parameter.metavar or choices
+        name = ", ".join(f"`{option} {value}`" if value else f"`{option}`" for option in parameter.opts)
+    else:
+        name = f"`{parameter.metavar or parameter.name.upper()}`"
+    given = parameter.default not in (None, False, ())
+    default = f"`{parameter.default}`" if given else translate("required") if parameter.required else ""
+    return name, translate(parameter.help), default
+
+
+def _table(translate: Translate, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    titles = [title if title.startswith("`") else translate(title) for title in head]
+    lines = [titles, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def texts() -> set[str]:
+    """Every English text that the two pages hold, so that a test can ask for its translation."""
+    found: set[str] = set()
+
+    def keep(text: str) -> str:
+        found.add(text)
+        return text
+
+    recipe_reference(keep)
+    command_reference(keep)
+    return found
