@@ -1,6 +1,6 @@
 """The same model, examples, order, learning rate and seed through Luthier and through TRL's SFTTrainer: who learns what.
 
-    python benchmarks/against_trl.py                                   # all eight cases, about 40 CPU-minutes on one core
+    python benchmarks/against_trl.py                                   # all eight cases, about 20 CPU-minutes
     python benchmarks/against_trl.py --model tiny --method lora        # the embedded model alone
     python benchmarks/against_trl.py --model build/tiny/runs/pretrain/final --data zh --rows 200
 
@@ -41,7 +41,6 @@ from trl import SFTConfig, SFTTrainer
 
 import luthier
 from luthier.data.batch import GlobalBatches
-from luthier.data.prepare import prepare
 from luthier.export.merge import merge
 from luthier.models.adapters.format import is_adapter, write_adapter
 from luthier.models.hub import fetch
@@ -49,7 +48,7 @@ from luthier.models.load import load_model
 from luthier.models.methods import apply_method
 from luthier.recipe.load import recipe_from
 from luthier.recipe.schema import Recipe
-from luthier.workshop.loading import template_for, tokenizer_for
+from luthier.workshop.assembly import prepare_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 DATA = {"en": SHARED / "sft/alpaca_data_en_1k.json", "zh": SHARED / "llamafactory/alpaca_zh_demo.json"}
@@ -135,8 +134,7 @@ def recipe_for(model: str, data: Path, method: str, folder: Path, *, rows: int, 
 
 def lessons(recipe: Recipe) -> tuple[list[Row], list[Row]]:
     """What the recipe learns from, in the order of its one epoch, and what it holds out."""
-    tokenizer = tokenizer_for(recipe.model)
-    dataset = prepare(recipe, tokenizer, template_for(recipe, tokenizer))
+    _, _, dataset = prepare_data(recipe)
     batches = GlobalBatches(dataset.store, dataset.train, seed=recipe.train.seed, batch_size=recipe.train.batch_size)
 
     def rows(segments: Iterable[int]) -> Iterator[Row]:
