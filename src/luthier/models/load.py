@@ -148,7 +148,8 @@ def attention(choice: str, config: PreTrainedConfig, *, dtype: torch.dtype, devi
     """The attention implementation to load with: the user's, or the fastest that is installed and computes the same.
 
     Soft-capped attention (Gemma-2) has no SDPA form, though older transformers run it without the cap when asked; there `auto` is
-    eager unless FlashAttention is at hand. On a CPU `auto` computes attention within segments only.
+    eager unless FlashAttention is at hand. On a CPU `auto` computes attention within segments only, where the family takes an
+    attention function of another's (Falcon, StableLM look theirs up in a list of their own).
 
     Raises:
         UserError: the user's choice is not installed or not possible for this model.
@@ -160,7 +161,8 @@ def attention(choice: str, config: PreTrainedConfig, *, dtype: torch.dtype, devi
     installed = importlib.util.find_spec("flash_attn") is not None
     flash = bool(getattr(architecture, "_supports_flash_attn", False)) and installed and half and device.type == "cuda"
     if choice == "auto":
-        within_segments = SEGMENTS if device.type == "cpu" else "sdpa"
+        open_to_ours = bool(getattr(architecture, "_supports_attention_backend", False))
+        within_segments = SEGMENTS if device.type == "cpu" and open_to_ours else "sdpa"
         return "flash_attention_2" if flash else within_segments if sdpa else "eager"
     if choice == "flash_attention_2" and not flash:
         raise UserError(
