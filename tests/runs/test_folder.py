@@ -22,7 +22,7 @@ def made(output: Path, name: str, steps: int = 1) -> RunFolder:
 
 def test_an_existing_run_is_refused_with_the_choice(tmp_path: Path) -> None:
     made(tmp_path, "first")
-    with pytest.raises(UserError, match=r"already there.*resume first.*--name"):
+    with pytest.raises(UserError, match=r"already there.*resume .*first.*--name"):
         create_run(tmp_path, "first")
 
 

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from luthier.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED
 from luthier.files import TEMPORARY
-from luthier.runs.folder import OUTPUT, RunFolder
+from luthier.runs.folder import RunFolder
 from luthier.runs.reader import RunReader, Status
 
 PATIENCE = 15.0
@@ -54,10 +54,9 @@ def in_background(arguments: list[str], folder: RunFolder) -> int:
         return code if code > 0 else EXIT_BUG
     folder.log().parent.mkdir(parents=True, exist_ok=True)
     said.rename(folder.log().with_name("console.txt"))
-    reference = folder.name if folder.path.parent == Path(OUTPUT) else folder.path
     print(f"run {folder.name} {_state(folder)} in the background (process {process.pid})")
-    print(f"follow it:  luthier logs {reference} -f")
-    print(f"stop it:    luthier stop {reference}")
+    print(f"follow it:  luthier logs {folder.reference} -f")
+    print(f"stop it:    luthier stop {folder.reference}")
     return EXIT_DONE
 
 

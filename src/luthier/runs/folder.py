@@ -48,6 +48,11 @@ class RunFolder:
         return self.path.resolve().name
 
     @property
+    def reference(self) -> str:
+        """How a command line names this run: by its name where that is enough, else by its folder."""
+        return self.name if self.path.resolve().parent == Path(OUTPUT).resolve() else str(self.path)
+
+    @property
     def recipe(self) -> Path:
         """The recipe as resolved, YAML."""
         return self.path / "recipe.yaml"
@@ -175,7 +180,7 @@ def create_run(output: str | Path, name: str) -> RunFolder:
         folder.path.mkdir()
     except FileExistsError:
         if not _clear_unstarted(folder):
-            hint = f"Carry it on with `luthier resume {name}`, or choose another name with `--name`."
+            hint = f"Carry it on with `luthier resume {folder.reference}`, or choose another name with `--name`."
             raise UserError(f"run `{name}` is already there", where=str(folder.path), hint=hint) from None
     except OSError as error:
         raise UserError(f"cannot make the run folder: {error.strerror}", where=str(folder.path)) from error

@@ -65,9 +65,9 @@ class RunWriter:
         try:
             self._closing.enter_context(files.lock(self.folder.lock, wait=False))
         except files.Locked:
-            name = self.folder.name
+            name = self.folder.reference
             hint = f"Follow it with `luthier logs {name} -f`, or end it with `luthier stop {name}`."
-            raise UserError(f"run `{name}` is already running", where=str(self.folder.path), hint=hint) from None
+            raise UserError(f"run `{self.folder.name}` is already running", where=str(self.folder.path), hint=hint) from None
 
     def _earlier_status(self) -> dict[str, Any]:
         """What the last attempt left."""
