@@ -6,6 +6,7 @@ file system, flushed to disk, and renamed. A reader therefore never sees half of
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -79,6 +80,14 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True if writing failed for want of room. safetensors wraps the system's error, of which only the text is left."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return type(error).__name__ == "SafetensorError" and any(f"(os error {number})" in str(error) for number in numbers)
 
 
 class Locked(Exception):

@@ -14,9 +14,12 @@ import pytest
 import torch
 
 import luthier
+from luthier.engine.checkpoint import read
+from luthier.engine.plan import batch_of
 from luthier.errors import Stopped, UserError
 from luthier.runs.records import Callback, StepRecord
 from luthier.workshop import Run
+from luthier.workshop.training import as_before
 from tests.workspace import Workspace, weights_of
 
 Train = Callable[..., Run]
@@ -276,3 +279,44 @@ def test_a_run_that_is_going_on_is_not_resumed_twice(space: Workspace) -> None:
     run = train(space, callbacks=(Each(resume_too),))
     assert len(refused) == 1
     assert run.status.state == "done"
+
+
+def test_a_missing_tracker_is_told_before_a_folder_is_made(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.runs.trackers.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="is not installed"):
+        train(space, "report_to=[wandb]")
+    assert not space.run().exists()
+
+
+def test_an_early_stopped_run_killed_before_its_end_takes_no_further_step(space: Workspace) -> None:
+    run = train(space, "train.epochs=20", "train.stop_at_loss=7.9")
+    before, weights = run.status.step, weights_of(run.path / "final")
+    status = json.loads(run.folder.status.read_text())
+    run.folder.status.write_text(json.dumps({**status, "state": "running"}))
+    resumed = luthier.resume("first", progress=False)
+    assert resumed.status.step == before
+    assert all(torch.equal(weights[name], tensor) for name, tensor in weights_of(resumed.path / "final").items())
+
+
+def test_a_resume_on_more_ranks_keeps_the_examples_of_a_step(space: Workspace) -> None:
+    run = train(
+        space,
+        "train.batch_size=null",
+        "train.per_device_batch_size=2",
+        "train.gradient_accumulation_steps=2",
+        "train.max_steps=1",
+    )
+    pinned = as_before(run.recipe, read(run.folder.checkpoint(1)))
+    assert batch_of(run.recipe.train, "sft", 128, ranks=2) == (8, None)
+    assert batch_of(pinned.train, "sft", 128, ranks=2) == (4, None)
+    assert pinned.train.precision == "fp32"
+
+
+def test_how_to_go_on_names_a_run_that_can_be_found(space: Workspace) -> None:
+    class Quit(Callback):
+        def wants_stop(self) -> bool:
+            return True
+
+    with pytest.raises(Stopped, match=r"luthier resume elsewhere/first"):
+        train(space, "output=elsewhere", callbacks=(Quit(),))
+    assert luthier.resume("elsewhere/first", progress=False).status.state == "done"

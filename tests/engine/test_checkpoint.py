@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from luthier.engine.checkpoint import MANIFEST, Checkpoints, find_fault, publish_final, step_of
 from luthier.errors import UserError
@@ -58,8 +59,38 @@ def test_rotation_spares_the_best_and_the_last(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     for step in range(1, 6):
         save(checkpoints, step)
-        checkpoints.rotate(best=2 if step >= 2 else None)
+        checkpoints.rotate(step, best=2 if step >= 2 else None)
     assert [step_of(folder) for folder in checkpoints.all()] == [2, 4, 5]
+
+
+def test_rotation_does_not_count_what_is_damaged(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    save(checkpoints, 3)
+    (save(checkpoints, 6) / MANIFEST).unlink()
+    save(checkpoints, 4)
+    checkpoints.rotate(4, best=None)
+    good = checkpoints.last_good(lambda text: None)
+    assert good is not None
+    assert good.step == 4
+
+
+def test_a_disk_that_fills_while_weights_are_written_is_said_too(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+
+    def write_weights(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(UserError, match="disk is full"):
+        checkpoints.save(1, write_weights, {}, {})
+    assert not list(checkpoints.folder.iterdir())
+
+
+def test_an_edit_of_the_result_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = save(Checkpoints(tmp_path / "checkpoints"), 1)
+    publish_final(checkpoint, tmp_path / "final")
+    (tmp_path / "final" / "config.json").write_text('{"edited": true}')
+    assert find_fault(checkpoint) is None
 
 
 def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +112,8 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
     good = checkpoints.last_good(pytest.fail)
     assert good is not None
     assert good.step == 1
+    assert leftover.exists()  # another process may be writing it; who holds the run's lock cleans
+    checkpoints.clean()
     assert not leftover.exists()
 
 
@@ -88,6 +121,6 @@ def test_final_outlives_its_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     publish_final(save(checkpoints, 1), tmp_path / "final")
     save(checkpoints, 2)
-    checkpoints.rotate(best=None)
+    checkpoints.rotate(2, best=None)
     assert (tmp_path / "final" / "model.safetensors").read_bytes() == bytes([1]) * 100
     assert not (tmp_path / "final" / "resume").exists()

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -30,6 +29,7 @@ from luthier.cli.recipes import recipes_app
 from luthier.cli.runs import logs, runs_app, show, stop
 from luthier.cli.train import resume, train
 from luthier.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, Stopped, UserError
+from luthier.files import is_disk_full
 
 RANK_GRACE = 5.0
 """Seconds that another rank leaves rank 0 to tell the same mistake, before it tells it itself."""
@@ -89,10 +89,10 @@ def run(arguments: Sequence[str]) -> int:
             return EXIT_DONE
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not is_disk_full(error):
             raise
-        place = f" ({error.filename})" if error.filename else ""
+        place = f" ({name})" if (name := getattr(error, "filename", None)) else ""
         print(f"error: the disk is full{place}. What was saved before is intact; make room and go on.", file=sys.stderr)
         return EXIT_BUG
     return EXIT_DONE

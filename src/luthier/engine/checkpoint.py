@@ -14,7 +14,6 @@ touches the newest checkpoint nor the best one.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from luthier import faults
 from luthier.errors import UserError
-from luthier.files import publish, remove_leftovers, sha256, temporary_sibling, write_json
+from luthier.files import is_disk_full, publish, remove_leftovers, sha256, temporary_sibling, write_json
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -93,9 +92,9 @@ class Checkpoints:
             write_json(temporary / MANIFEST, _manifest(temporary))
             faults.point("checkpoint.before-rename")
             publish(temporary, final)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_disk_full(error):
                 raise
             raise UserError(
                 f"the disk is full; the checkpoint of step {step} was not written, the ones before are intact",
@@ -104,9 +103,12 @@ class Checkpoints:
             ) from error
         return final
 
-    def rotate(self, best: int | None) -> None:
-        """Delete all but the last `keep` checkpoints and the one of step `best`."""
-        for folder in self.all()[: -self.keep]:
+    def rotate(self, last: int, best: int | None) -> None:
+        """Delete all but the `keep` checkpoints up to step `last`, the newest, and the one of step `best`.
+
+        What lies beyond `last` is damaged: a resume has passed over it and will write it anew. It does not count as kept.
+        """
+        for folder in [folder for folder in self.all() if step_of(folder) <= last][: -self.keep]:
             if step_of(folder) != best:
                 self._discard(folder)
 
@@ -115,14 +117,17 @@ class Checkpoints:
         return sorted((path for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()), key=step_of)
 
     def last_good(self, say: Callable[[str], None]) -> Saved | None:
-        """The newest checkpoint that agrees with its manifest; what a killed writer left behind is removed."""
-        remove_leftovers(self.folder)
+        """The newest checkpoint that agrees with its manifest; `say` hears of those that do not."""
         for folder in reversed(self.all()):
             if fault := find_fault(folder):
                 say(f"checkpoint {folder.name} is damaged ({fault}); using the one before")
                 continue
             return read(folder)
         return None
+
+    def clean(self) -> None:
+        """Remove what a killed writer left behind. The caller holds the run's lock."""
+        remove_leftovers(self.folder)
 
     def _discard(self, folder: Path) -> None:
         """Take a checkpoint out of sight in one rename, then delete it."""
@@ -161,18 +166,29 @@ def find_fault(folder: Path) -> str | None:
 
 
 def publish_final(checkpoint: Path, final: Path) -> None:
-    """Make `final`, a model folder without the resume part, out of a checkpoint by hard links (copies where links are not possible)."""
+    """Make `final`, a model folder without the resume part, out of a checkpoint.
+
+    Weights are hard links where links are possible. The small files are copies, because people edit them (a template, a generation
+    setting), and an edit must not reach the checkpoint.
+    """
     temporary = temporary_sibling(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for path in sorted(checkpoint.iterdir()):
         if path.is_file() and path.name != MANIFEST:
-            try:
-                os.link(path, temporary / path.name)
-            except OSError:
-                shutil.copy2(path, temporary / path.name)
+            _link_or_copy(path, temporary / path.name)
     shutil.rmtree(final, ignore_errors=True)
     publish(temporary, final)
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
+    if path.suffix == ".safetensors":
+        try:
+            os.link(path, target)
+            return
+        except OSError:
+            pass  # another file system, or one without links
+    shutil.copy2(path, target)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

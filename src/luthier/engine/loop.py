@@ -118,7 +118,7 @@ def run(job: Job) -> Outcome:
         if job.state.step == 0:
             _sample(job)
         pending: Pending | None = None
-        while job.state.step < job.plan.total_steps:
+        while job.state.step < job.plan.total_steps and not _enough(job):
             began = time.perf_counter()
             launched = _step(job)
             if pending is not None:
@@ -292,7 +292,7 @@ def _save(job: Job) -> None:
             "store": job.batches.store.key,
         }
         folder = job.checkpoints.save(job.state.step, job.write_weights, job.optimizer.state(), state)
-        job.checkpoints.rotate(job.state.best_step)
+        job.checkpoints.rotate(job.state.step, job.state.best_step)
         for callback in job.callbacks:
             callback.on_save(job.state.step, folder)
     job.world.barrier()

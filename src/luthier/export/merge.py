@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from luthier import __version__
 from luthier.chat import ChatTemplate, resolve
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.errors import UserError
 from luthier.export.source import Source, find_source
-from luthier.files import publish, temporary_sibling
+from luthier.files import is_disk_full, publish, temporary_sibling
 from luthier.generation.chat import ChatModel
 from luthier.models.adapters.merge import merge as merge_adapter
 from luthier.models.hub import fetch
@@ -104,8 +105,9 @@ def _publish(source: Source, model: PreTrainedModel, out: Path, max_shard_size: 
         tokenizer.save(temporary, template.source if template is not None else None)
         (temporary / "README.md").write_text(model_card(source, model), encoding="utf-8")
         publish(temporary, out)
-    except OSError as error:
-        raise UserError(f"cannot write the merged model: {error.strerror or error}", where=str(out)) from error
+    except (OSError, SafetensorError) as error:
+        reason = "the disk is full" if is_disk_full(error) else getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write the merged model: {reason}", where=str(out)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -67,9 +67,10 @@ def train(
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     with placed(recipe, resolved):
         world = start_world()
+        watchers = _watchers(resolved, callbacks, progress, world)  # before the folder is made: a tracker may be missing
         folder = _claim(resolved, name or resolved.name, stem, world)
         resolved = resolved.model_copy(update={"name": folder.name})
-        return _execute(resolved, folder, None, world, callbacks, progress)
+        return _execute(resolved, folder, None, world, watchers)
 
 
 def resume(
@@ -95,9 +96,9 @@ def resume(
     status = RunReader(folder).status()
     if status.state == "done" and not overrides:
         raise _complete(folder, status.step)
-    return _execute(
-        recipe, folder, Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep), start_world(), callbacks, progress
-    )
+    world = start_world()
+    earlier = Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep)
+    return _execute(recipe, folder, earlier, world, _watchers(recipe, callbacks, progress, world))
 
 
 def _read(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
@@ -105,6 +106,11 @@ def _read(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[s
         return load_recipe(recipe, overrides)
     mapping = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     return recipe_from(apply_overrides(mapping, overrides), Path.cwd())
+
+
+def _watchers(recipe: Recipe, callbacks: Sequence[Callback], progress: bool, world: World) -> Watchers:
+    """Those who watch the run: the recipe's and the caller's on the main rank, nobody on the others."""
+    return Watchers.of(recipe, callbacks, progress=progress) if world.main else Watchers()
 
 
 def _claim(recipe: Recipe, name: str | None, stem: str, world: World) -> RunFolder:
@@ -136,26 +142,38 @@ def _flat(values: Any, key: str = "") -> dict[str, Any]:
     return {name: leaf for part, value in values.items() for name, leaf in _flat(value, f"{key}.{part}" if key else part).items()}
 
 
-def _execute(
-    recipe: Recipe, folder: RunFolder, earlier: Checkpoints | None, world: World, callbacks: Sequence[Callback], progress: bool
-) -> Run:
+def _execute(recipe: Recipe, folder: RunFolder, earlier: Checkpoints | None, world: World, watchers: Watchers) -> Run:
     """Run a recipe in its folder, from the start or from the last good of `earlier` checkpoints."""
-    watchers = Watchers.of(recipe, callbacks, progress=progress) if world.main else Watchers()
     with _writer(folder, watchers, world) as writer:
+        if earlier and writer:  # only who holds the run's lock may touch what another process could be writing
+            earlier.clean()
         saved = earlier.last_good(watchers.note) if earlier else None
         if earlier and not saved:
             watchers.note("no usable checkpoint: starting from the beginning")
         if saved:
             torch.set_num_threads(saved.state["plan"]["threads"])
-        parts = assemble(recipe, world, watchers, pinned=saved.state["store"] if saved else None, run=folder.path)
+        parts = assemble(
+            as_before(recipe, saved), world, watchers, pinned=saved.state["store"] if saved else None, run=folder.path
+        )
         job = _job(recipe, folder, parts, saved, world, watchers)
         if writer:
             _record(writer, recipe, parts, job, saved)
         outcome = run(job)
         _finish(job, parts, folder, outcome, watchers, writer)
     if outcome == "stopped":
-        raise Stopped(f"Stopped after step {job.state.step} and saved. Carry on with: luthier resume {folder.name}")
+        raise Stopped(f"Stopped after step {job.state.step} and saved. Carry on with: luthier resume {folder.reference}")
     return Run(folder)
+
+
+def as_before(recipe: Recipe, saved: Saved | None) -> Recipe:
+    """The recipe with what is left to the machine (precision, examples a step from its ranks) as the run began with it."""
+    if saved is None:
+        return recipe
+    plan = Plan(**saved.state["plan"])
+    batch = {"batch_size": plan.batch_size, "batch_tokens": plan.batch_tokens}
+    derived = {"per_device_batch_size": None, "gradient_accumulation_steps": None}
+    train = recipe.train.model_copy(update={"precision": plan.precision, **batch, **derived})
+    return recipe.model_copy(update={"train": train})
 
 
 @contextmanager
@@ -207,7 +225,7 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
 def _complete(folder: RunFolder, step: int) -> UserError:
     return UserError(
         f"run `{folder.name}` is complete after {step} steps",
-        hint=f"Extend it with `luthier resume {folder.name} train.max_steps={step * 2}`.",
+        hint=f"Extend it with `luthier resume {folder.reference} train.max_steps={step * 2}`.",
     )
 
 
