@@ -9,7 +9,7 @@ has looked at it, and a test says so.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import yaml
 
 from luthier.cli.app import app
 from luthier.recipe.help import Field, fields, section_at
+from luthier.recipe.schema import Section
 
 FIELDS, COMMANDS = "<!-- recipe fields -->", "<!-- commands -->"
 Translate = Callable[[str], str]
@@ -102,8 +103,8 @@ def _values(row: Field) -> set[str]:
         parts = get_args(kind)
         if get_origin(kind) is Literal:
             found |= {str(part) for part in parts}
-        elif inspect.isclass(kind) and "type" in getattr(kind, "model_fields", {}):
-            found.add(kind.model_fields["type"].default)
+        elif inspect.isclass(kind) and issubclass(kind, Section):
+            found |= {kind.model_fields["type"].default} if "type" in kind.model_fields else set()
         else:
             waiting += parts
     return found
@@ -175,7 +176,7 @@ def _parameter(parameter: Any, choices: str, translate: Translate) -> tuple[str,
     return name, translate(parameter.help), default
 
 
-def _table(translate: Translate, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(translate: Translate, head: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
     titles = [title if title.startswith("`") else translate(title) for title in head]
     lines = [titles, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 import tomllib
@@ -166,3 +167,19 @@ def test_extras_and_versions_are_those_of_the_project():
         assert set(re.findall(r"torch==([\d.]+)", text)) <= {pinned[1]}, page.name
     install = (ROOT / "docs/install.md").read_text("utf-8")
     assert all(f"`.[{extra}]`" in install for extra in extras)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["first-run.md", "first-run.zh.md"])
+def test_the_first_run_learns_what_the_page_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    (recipe,), (data,) = blocks(ROOT / "docs" / page, "yaml"), blocks(ROOT / "docs" / page, "json")
+    Path("first.yaml").write_text(recipe, "utf-8")
+    Path("my.json").write_text(data, "utf-8")
+    run = luthier.train("first.yaml", progress=False)
+    model = luthier.load(run)
+    for row in json.loads(data):
+        assert model.chat(row["instruction"]) == row["output"]
+    said = text.partition("{: #talk }")[2]
+    assert json.loads(data)[0]["output"] in said
