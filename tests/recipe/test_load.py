@@ -283,3 +283,13 @@ def test_a_recipe_is_frozen(file: Path) -> None:
     assert isinstance(recipe, Recipe)
     with pytest.raises(ValueError, match="frozen"):
         recipe.name = "other"
+
+
+def test_one_tracker_needs_no_list(tmp_path: Path) -> None:
+    found = recipe_from({"model": "tiny", "data": {"train": "rows.json"}, "report_to": "wandb"}, tmp_path)
+    assert found.report_to == ("wandb",)
+
+
+def test_a_shipped_name_that_is_nearly_right_is_suggested() -> None:
+    with pytest.raises(UserError, match="Did you mean `tiny/identity`"):
+        load_recipe("tiny/identiti")

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from luthier.errors import UserError
+from luthier.errors import UserError, nearest
 from luthier.recipe.document import Dumper, Key, dotted, parse_value, read_document
 from luthier.recipe.explain import Places, explain
 from luthier.recipe.paths import absolute_paths
@@ -37,7 +37,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = Path(path)
     if not file.exists():
-        file = shipped_recipes().get(str(path), file)
+        shipped = shipped_recipes()
+        if str(path) not in shipped and not file.suffix and (meant := nearest(str(path), shipped)):
+            raise UserError("no such file or shipped recipe", where=str(path), hint=f"Did you mean `{meant}`?")
+        file = shipped.get(str(path), file)
     document = read_document(file)
     values = absolute_paths(document.values, file.parent)
     given = [_parse_override(text) for text in overrides]

@@ -323,6 +323,8 @@ class Recipe(Section):
                 value[key] = {"type": default, **value[key]}
         if isinstance(value.get("model"), str):
             value["model"] = {"path": value["model"]}
+        if isinstance(value.get("report_to"), str):
+            value["report_to"] = [value["report_to"]]
         return value
 
     @model_validator(mode="after")
