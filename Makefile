@@ -2,6 +2,7 @@
 # make test         what CI runs: lint, types, imports, and the tests that are not slow
 # make test-all     every test
 # make test-compat  the tests with the oldest transformers that Luthier supports, in .venv-compat
+# make bench        Luthier beside its peers, each in an environment of its own: hours; BENCH=--quick to see that it runs
 # make lint         ruff, mypy and the import rule alone          make format   let ruff rewrite the code
 # make clean        remove environments, caches and build folders; runs stay
 
@@ -16,7 +17,7 @@ PACKAGING := pyproject.toml constraints.txt
 # One thread for each process: two test processes on two cores are faster so than with the cores shared.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-all test-compat lint format clean
+.PHONY: demo test test-all test-compat bench lint format clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -31,6 +32,9 @@ test-all: lint
 test-compat: $(COMPAT)/.installed
 	$(TEST_ENV) $(COMPAT)/bin/pytest -n 2 -m "not slow"
 
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -42,7 +46,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) $(COMPAT) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) benchmarks/.envs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by itself, pinned: without the pin pip may take a newer build with gigabytes of CUDA libraries.
