@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from luthier.kernels.lora import lora_linear
+
 
 class LoRALinear(nn.Module):
     """A frozen linear layer with a low-rank adapter beside it.
@@ -88,6 +90,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
+        if self._fusible(x):
+            return lora_linear(x, dense_weight(self.base_layer), self.bias, self.lora_A, self.lora_B, self.scaling)
         y = self.base_layer(x)
         if not self.enabled:
             return y
@@ -95,6 +99,12 @@ class LoRALinear(nn.Module):
         if self.lora_magnitude_vector is not None:
             return y + self._dora(x, y, dropped).to(y.dtype)
         return y + self._update(dropped).to(y.dtype)
+
+    def _fusible(self, x: Tensor) -> bool:
+        """Whether base and adapter are one operation: a dense base, no dropout at work, no DoRA, one dtype."""
+        plain = self.enabled and self.lora_magnitude_vector is None and not (self.training and self.dropout > 0)
+        dense = type(self.base_layer) in (nn.Linear, Conv1D)
+        return plain and dense and x.dtype == self.weight.dtype == self.lora_A.dtype
 
     def _update(self, dropped: Tensor) -> Tensor:
         """s B A x; the scaling is applied where the tensor is smallest, at rank r."""
