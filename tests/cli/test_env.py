@@ -61,7 +61,10 @@ def test_one_cause_is_one_problem() -> None:
         (machine(), "Training runs on NVIDIA H200, in bfloat16."),
         (machine(replace(GOOD, bf16=False)), "Training runs on NVIDIA H200, in float16."),
         (machine(CPU, ()), "Training runs on the CPU with 8 cores: fine for the embedded model and small models."),
-        (machine(replace(CPU, mps_available=True), ()), "Training runs on the GPU of this Apple chip."),
+        (
+            machine(replace(CPU, mps_available=True), ()),
+            "Training runs on the CPU: Luthier does not use the GPU of Apple chips yet.",
+        ),
         (machine(Torch()), "Nothing can be trained until torch can be imported."),
     ],
 )

@@ -320,3 +320,33 @@ def test_how_to_go_on_names_a_run_that_can_be_found(space: Workspace) -> None:
     with pytest.raises(Stopped, match=r"luthier resume elsewhere/first"):
         train(space, "output=elsewhere", callbacks=(Quit(),))
     assert luthier.resume("elsewhere/first", progress=False).status.state == "done"
+
+
+def test_an_early_stopped_run_says_why_it_ended_and_is_not_extended_in_vain(space: Workspace) -> None:
+    run = train(space, "train.epochs=20", "train.stop_at_loss=7.9")
+    assert "train.stop_at_loss" in (run.path / "log" / "rank-0.txt").read_text()
+    with pytest.raises(UserError, match=r"ended early after step \d+.*train\.stop_at_loss"):
+        luthier.resume(run, overrides=["train.max_steps=200"], progress=False)
+    further = run.status.step + 2
+    longer = luthier.resume(run, overrides=["train.stop_at_loss=null", f"train.max_steps={further}"], progress=False)
+    assert longer.status.step == further
+
+
+def test_memory_that_does_not_suffice_is_one_line(space: Workspace) -> None:
+    def exhaust(step: StepRecord) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(UserError, match="activation_checkpointing=full"):
+        train(space, callbacks=(Each(exhaust),))
+
+
+def test_a_template_that_was_chosen_for_the_user_is_said(space: Workspace) -> None:
+    (space.folder / "model" / "chat_template.jinja").unlink()
+    notes: list[str] = []
+
+    class Listen(Callback):
+        def on_note(self, text: str, shown: object = None) -> None:
+            notes.append(text)
+
+    train(space, callbacks=(Listen(),))
+    assert any("no chat template" in note for note in notes), notes

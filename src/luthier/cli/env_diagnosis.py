@@ -42,7 +42,7 @@ def verdict(here: Environment) -> Finding:
         names = ", ".join(gpu.name for gpu in here.gpus) or "a GPU"
         return Finding("good", f"Training runs on {names}, in {'bfloat16' if here.torch.bf16 else 'float16'}.")
     if here.torch.mps_available:
-        return Finding("good", "Training runs on the GPU of this Apple chip.")
+        return Finding("note", "Training runs on the CPU: Luthier does not use the GPU of Apple chips yet.")
     cores = f"{here.cores} core{'s' if here.cores > 1 else ''}"
     return Finding("good", f"Training runs on the CPU with {cores}: fine for the embedded model and small models.")
 

@@ -144,8 +144,13 @@ def step_of(folder: Path) -> int:
 
 def read(folder: Path) -> Saved:
     """Load the resume part of a checkpoint."""
-    state = json.loads((folder / "resume" / "state.json").read_text(encoding="utf-8"))
-    return Saved(folder, step_of(folder), state, load_file(folder / "resume" / "optimizer.safetensors"))
+    return Saved(folder, step_of(folder), read_state(folder), load_file(folder / "resume" / "optimizer.safetensors"))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Content of a checkpoint's `resume/state.json`."""
+    state: dict[str, Any] = json.loads((folder / "resume" / "state.json").read_text(encoding="utf-8"))
+    return state
 
 
 def find_fault(folder: Path) -> str | None:

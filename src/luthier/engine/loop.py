@@ -118,7 +118,7 @@ def run(job: Job) -> Outcome:
         if job.state.step == 0:
             _sample(job)
         pending: Pending | None = None
-        while job.state.step < job.plan.total_steps and not _enough(job):
+        while job.state.step < job.plan.total_steps and not ended_early(job.recipe, job.state):
             began = time.perf_counter()
             launched = _step(job)
             if pending is not None:
@@ -134,10 +134,12 @@ def run(job: Job) -> Outcome:
             improved = measure and _evaluate(job)
             if sample:
                 _sample(job)
-            enough = _enough(job)
+            enough = ended_early(job.recipe, job.state)
             if save or stop or finished or enough or improved:
                 _save(job)
             if enough or finished:
+                for callback in job.callbacks if enough and not finished else ():
+                    callback.on_note(f"ended early after step {job.state.step}: {enough}")
                 break
             if stop:
                 return "stopped"
@@ -243,11 +245,14 @@ def _agree(job: Job, request: StopRequest) -> bool:
     return bool(wish.item())
 
 
-def _enough(job: Job) -> bool:
-    """Whether `stop_at_loss` or early stopping ends the run."""
-    target, patience, recent = job.recipe.train.stop_at_loss, job.recipe.evaluate.patience, job.state.recent
-    low = target is not None and len(recent) == LOSS_WINDOW and sum(recent) / LOSS_WINDOW < target
-    return low or (patience is not None and job.state.stale_evaluations >= patience)
+def ended_early(recipe: Recipe, state: TrainState) -> str | None:
+    """Why `stop_at_loss` or early stopping ends the run here, or None if it goes on."""
+    target, patience, recent = recipe.train.stop_at_loss, recipe.evaluate.patience, state.recent
+    if target is not None and len(recent) == LOSS_WINDOW and sum(recent) / LOSS_WINDOW < target:
+        return f"the mean loss of {LOSS_WINDOW} steps is below {target} (train.stop_at_loss)"
+    if patience is not None and state.stale_evaluations >= patience:
+        return f"no better validation loss since step {state.best_step} (evaluate.patience {patience})"
+    return None
 
 
 def _evaluate(job: Job) -> bool:

@@ -2,15 +2,15 @@ r"""A frozen linear layer and its low-rank adapter as one operation.
 
     y = x Wᵀ + b + s (x Aᵀ) Bᵀ          x [T, in], W [out, in], A [r, in], B [out, r]
 
-Written as three layers and an addition, the two [T, out] tensors y and s·xAᵀBᵀ are made and added, and in the backward pass two [T, in] gradients
+Written as three layers and an addition, two [T, out] tensors are made and added, and in the backward pass two [T, in] gradients
 likewise. Here the low-rank product is accumulated by the matrix product itself (`addmm`) into the tensor that is there already:
 
     y  = x Wᵀ + b;   y += u Bᵀ          u  = s x Aᵀ          [T, r], the only tensor kept besides x
     dx = dy W;       dx += du A         du = s dy B          [T, r]
     dA = duᵀ x,      dB = dyᵀ u
 
-so no pass over a large tensor is made for the adapter, and the scaling is applied at rank r. W and b get no gradient. In 16 bits this saves
-memory traffic where it hurts: the products are fast there and the additions are not. `lora_linear_reference` is the definition.
+so no pass over a large tensor is made for the adapter, and the scaling is applied at rank r. W and b get no gradient. In 16 bits
+this saves memory traffic where it hurts: the products are fast there and the additions are not. `lora_linear_reference` is the definition.
 Idea: Unsloth's fused LoRA (without its in-place use of activations), as a torch op so that recomputation and compilation see it.
 """
 

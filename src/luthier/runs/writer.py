@@ -29,8 +29,8 @@ class RunWriter:
     """Writes status, events, metrics, samples and the log of one attempt at a run.
 
     Used as a context manager it also notes how the attempt ended, should the caller not have done so: `stopped` when a `Stopped`
-    passes through, `failed` for any other exception. A resume that is refused (a `UserError` before training began) leaves the
-    status as the last attempt left it.
+    or a `KeyboardInterrupt` passes through, `failed` for any other exception. A resume that is refused or interrupted before training
+    began leaves the status as the last attempt left it.
 
     Args:
         folder: the run folder, which must exist.
@@ -163,8 +163,10 @@ class RunWriter:
 
     def _note_failure(self, error: BaseException) -> None:
         with self._guard:
-            if self._before and self.state == "preparing" and isinstance(error, UserError):
+            if self._before and self.state == "preparing" and isinstance(error, UserError | KeyboardInterrupt):
                 self._status = self._before
                 self._write_status()
+            elif isinstance(error, KeyboardInterrupt):
+                self.status("stopped", message="interrupted before it could save")
             else:
                 self.status("stopped" if isinstance(error, Stopped) else "failed", message=str(error) or type(error).__name__)

@@ -82,6 +82,8 @@ def assemble(
     precision = _precision(recipe, world)
     batch = batch_of(recipe.train, stage, data.max_length, world.size)
     tokenizer, template, dataset = prepare_data(recipe, progress=watchers.preparing, pinned=pinned, run=run)
+    if template.note and stage != "pt":
+        watchers.note(template.note)
     _introduce(dataset, tokenizer, watchers)
     policy = _policy(recipe, precision, world)
     watchers.note(policy.describe())

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from luthier.engine.checkpoint import Checkpoints, Saved, publish_final
-from luthier.engine.loop import Job, run
+from luthier.engine.checkpoint import Checkpoints, Saved, publish_final, read_state
+from luthier.engine.loop import Job, ended_early, run
 from luthier.engine.parallel import World, start_world
 from luthier.engine.plan import Plan
 from luthier.engine.state import TrainState, fingerprint
@@ -94,8 +94,8 @@ def resume(
     folder = run_or_name.folder if isinstance(run_or_name, Run) else find_run(run_or_name)
     recipe = _extended(folder, overrides)
     status = RunReader(folder).status()
-    if status.state == "done" and not overrides:
-        raise _complete(folder, status.step)
+    if status.state == "done":
+        _check_extension(folder, recipe, status.step, overrides)
     world = start_world()
     earlier = Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep)
     return _execute(recipe, folder, earlier, world, _watchers(recipe, callbacks, progress, world))
@@ -158,7 +158,8 @@ def _execute(recipe: Recipe, folder: RunFolder, earlier: Checkpoints | None, wor
         job = _job(recipe, folder, parts, saved, world, watchers)
         if writer:
             _record(writer, recipe, parts, job, saved)
-        outcome = run(job)
+        with _memory():
+            outcome = run(job)
         _finish(job, parts, folder, outcome, watchers, writer)
     if outcome == "stopped":
         raise Stopped(f"Stopped after step {job.state.step} and saved. Carry on with: luthier resume {folder.reference}")
@@ -177,6 +178,19 @@ def as_before(recipe: Recipe, saved: Saved | None) -> Recipe:
 
 
 @contextmanager
+def _memory() -> Iterator[None]:
+    """Tell in one line that the GPU's memory does not suffice, and what costs least to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory does not suffice; what was saved before is intact",
+            where="train.micro_batch_tokens",
+            hint="Lower it, set train.activation_checkpointing=full, or use a smaller data.max_length or a quantised base.",
+        ) from error
+
+
+@contextmanager
 def _writer(folder: RunFolder, watchers: Watchers, world: World) -> Iterator[RunWriter | None]:
     """The run folder's writer on the main rank, None on the others; watchers hear of a failure."""
     if not world.main:
@@ -186,8 +200,8 @@ def _writer(folder: RunFolder, watchers: Watchers, world: World) -> Iterator[Run
         watchers.keep(writer)
         try:
             yield writer
-        except BaseException:
-            watchers.ended("failed")
+        except BaseException as error:
+            watchers.ended("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
 
 
@@ -220,6 +234,21 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         callbacks=watchers.all,
         sample=parts.sampler,
     )
+
+
+def _check_extension(folder: RunFolder, recipe: Recipe, step: int, overrides: Sequence[str]) -> None:
+    """Refuse to carry on a finished run where nothing would come of it.
+
+    Raises:
+        UserError: nothing was changed, or what ended the run early still holds.
+    """
+    if not overrides:
+        raise _complete(folder, step)
+    last = folder.checkpoint(step)
+    if last.is_dir() and (reason := ended_early(recipe, TrainState.from_json(read_state(last)["train"]))):
+        raise UserError(
+            f"run `{folder.name}` ended early after step {step}: {reason}", hint="Change that too, or set it to null, to go on."
+        )
 
 
 def _complete(folder: RunFolder, step: int) -> UserError:
