@@ -108,14 +108,19 @@ def test_progress_reaches_the_disk_with_the_heartbeat(folder: RunFolder) -> None
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(Stopped("saved"), "stopped"), (ValueError("odd"), "failed"), (KeyError(), "failed")]
+    ("error", "state", "message"),
+    [
+        (Stopped("saved"), "stopped", "saved"),
+        (ValueError("odd"), "failed", "odd"),
+        (KeyError(), "failed", "KeyError"),
+        (KeyboardInterrupt(), "stopped", "interrupted before it could save"),
+    ],
 )
-def test_an_error_on_the_way_out_is_the_state(folder: RunFolder, error: Exception, state: str) -> None:
+def test_an_error_on_the_way_out_is_the_state(folder: RunFolder, error: BaseException, state: str, message: str) -> None:
     with pytest.raises(type(error)), RunWriter(folder):
         raise error
     status = RunReader(folder).status()
-    assert status.state == state
-    assert status.fields["message"] == (str(error) or type(error).__name__)
+    assert (status.state, status.fields["message"]) == (state, message)
 
 
 def test_a_state_that_was_set_is_not_overwritten_and_a_message_does_not_outlive_its_attempt(folder: RunFolder) -> None:
