@@ -68,19 +68,18 @@ class Bench:
         except Unavailable as error:
             self.broken[side.name] = str(error)
 
-    def speeds(self, peers: list[Side], kinds: list[str], settings: list[str]) -> Iterator[Comparison]:
-        """Every peer in every kind and setting, kind by kind, peers in turn within each round."""
-        for kind in kinds:
-            method, precision = kind.split("-")
-            cells = [
-                Comparison(method, precision, peer.title, setting, reason=self.broken.get(peer.name, ""))
-                for peer in peers
-                for setting in settings
-                if setting in peer.settings
-            ]
-            for _ in range(self.pairs):
-                cells = [self._one_more(cell) for cell in cells]
-            yield from cells
+    def speeds(self, peers: list[Side], kinds: list[str], settings: list[str]) -> Iterator[list[Comparison]]:
+        """Every peer in every kind and setting, after each round: cut short, a command has still measured something of everything."""
+        cells = [
+            Comparison(*kind.split("-"), peer.title, setting, reason=self.broken.get(peer.name, ""))
+            for kind in kinds
+            for peer in peers
+            for setting in settings
+            if setting in peer.settings
+        ]
+        for _ in range(self.pairs):
+            cells = [self._one_more(cell) for cell in cells]
+            yield cells
 
     def _one_more(self, cell: Comparison) -> Comparison:
         """The cell with one more pair, or the reason why there is none."""
@@ -199,10 +198,9 @@ def main() -> None:
         bench = Bench(chosen.data, steps, pairs, Path(name))
         for side in peers:
             bench.prepare(side)
-        for cell in bench.speeds(peers, kinds, settings):
-            comparisons.append(cell)
+        for comparisons in bench.speeds(peers, kinds, settings):
             if not chosen.quick:
-                keep([cell], [])
+                keep(comparisons, [])
         if "start" in chosen.only:
             starts = list(bench.starts([LUTHIER, *peers]))
     say(tables(comparisons, starts))

@@ -41,6 +41,7 @@ def arguments(task: Task) -> dict[str, Any]:
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
+        "use_cpu": "true",
         "output_dir": f"{task.folder}/out",
     }
     if task.method == "lora":
