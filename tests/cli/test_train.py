@@ -150,7 +150,7 @@ def test_ranks_are_stopped_by_signal_and_by_command(workplace: Path, luthier: Lu
     assert (process.returncode, error.count("\n")) == (3, 1)
 
     process = started("resume", "first", "--nproc", "2", FAKE="long")
-    wait_for(lambda: RunReader(folder).status().step == 2)
+    wait_for(lambda: (status := RunReader(folder).status()).attempt == 2 and status.state == "running" and status.step == 2)
     assert luthier("stop", "first").returncode == 0
     process.communicate(timeout=60)
     assert process.returncode == 3

@@ -67,6 +67,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "max_length beyond the model's": (lambda space: ["data.max_length=4096"], r"recipe\.yaml:\d+: .*4096.*512"),
     "nothing supervised": (nothing_learnt, r"rows\.json:1: "),
     "contradicting batch sizes": (lambda space: ["train.per_device_batch_size=3"], r"recipe\.yaml:\d+: .*3 × 1 × 1 = 3"),
+    "patience without validation": (lambda space: ["evaluate.patience=2"], r"recipe\.yaml.*data\.validation"),
     "missing data file": (lambda space: ["data.train=[row.json]"], r"row\.json.*rows\.json"),
 }
 

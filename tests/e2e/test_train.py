@@ -169,8 +169,9 @@ def test_early_stopping_keeps_the_best_checkpoint(space: Workspace) -> None:
 
 
 def test_stop_at_loss(space: Workspace) -> None:
-    run = train(space, "train.epochs=20", "train.stop_at_loss=7.9")
+    run = train(space, "train.epochs=20", "train.stop_at_loss=7.9", "data.validation=4", "evaluate.every=1000")
     assert run.status.state == "done"
+    assert [record["step"] for record in run.metrics() if "eval_loss" in record] == [len(step_losses(run))]
     assert 10 <= len(step_losses(run)) < 100
 
 

@@ -125,10 +125,13 @@ def run(job: Job) -> Outcome:
                 _read(job, pending)
             pending = replace(launched, seconds=time.perf_counter() - began)
             faults.point("loop.step")
-            finished = job.state.step >= job.plan.total_steps
-            measure, sample, save = _due(job, finished)
             stop = _agree(job, request)
-            if measure or sample or save or stop or finished or job.recipe.train.stop_at_loss is not None:
+            if job.recipe.train.stop_at_loss is not None:  # the decision needs this step's loss
+                _read(job, pending)
+                pending = None
+            finished = job.state.step >= job.plan.total_steps or bool(ended_early(job.recipe, job.state))
+            measure, sample, save = _due(job, finished)
+            if pending is not None and (measure or sample or save or stop or finished):
                 _read(job, pending)
                 pending = None
             improved = measure and _evaluate(job)
@@ -138,7 +141,7 @@ def run(job: Job) -> Outcome:
             if save or stop or finished or enough or improved:
                 _save(job)
             if enough or finished:
-                for callback in job.callbacks if enough and not finished else ():
+                for callback in job.callbacks if enough and job.state.step < job.plan.total_steps else ():
                     callback.on_note(f"ended early after step {job.state.step}: {enough}")
                 break
             if stop:
@@ -239,9 +242,7 @@ def _due(job: Job, finished: bool) -> tuple[bool, bool, bool]:
 def _agree(job: Job, request: StopRequest) -> bool:
     """Whether any rank was asked to stop; all ranks get the same answer."""
     wish = torch.tensor(float(request.asked or any(callback.wants_stop() for callback in job.callbacks)))
-    if job.world.size > 1:
-        wish = wish.to(job.world.device)
-        job.world.sum_in_place([wish])
+    job.world.sum_in_place([wish])  # a tensor of the CPU, so that no rank waits for its GPU
     return bool(wish.item())
 
 

@@ -331,4 +331,6 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.model.quantization and self.method.type != "lora":
             raise ValueError("`model.quantization` needs a frozen base: use `method: lora`")
+        if self.evaluate.patience and self.data.validation is None:
+            raise ValueError("`evaluate.patience` needs something to measure: set `data.validation`")
         return self

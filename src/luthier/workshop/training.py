@@ -147,6 +147,8 @@ def _execute(recipe: Recipe, folder: RunFolder, earlier: Checkpoints | None, wor
     with _writer(folder, watchers, world) as writer:
         if earlier and writer:  # only who holds the run's lock may touch what another process could be writing
             earlier.clean()
+        if writer and not earlier:  # before anything that takes long: a run killed while it tokenises can be resumed too
+            write_atomic(folder.recipe, dump_recipe(recipe))
         saved = earlier.last_good(watchers.note) if earlier else None
         if earlier and not saved:
             watchers.note("no usable checkpoint: starting from the beginning")
