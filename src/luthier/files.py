@@ -59,8 +59,14 @@ def temporary_sibling(path: Path) -> Path:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Flush every file of the folder `temporary`, rename it to `path`, and flush the rename itself."""
+    """Flush every file of the folder `temporary`, rename it to `path`, and flush the rename itself.
+
+    Files get the folder's own permissions: safetensors makes its files readable by their owner alone, and a team shares runs.
+    """
+    readable = temporary.stat().st_mode & 0o666
     for file in sorted(temporary.rglob("*")):
+        if file.is_file():
+            file.chmod(readable)
         sync(file)
     sync(temporary)
     temporary.rename(path)

@@ -54,6 +54,7 @@ def test_a_run_folder_holds_what_is_promised(space: Workspace) -> None:
     assert any((run.path / "tensorboard").iterdir())
     assert (run.path / "log" / "rank-0.txt").read_text()
     assert run.status.state == "done"
+    assert all(file.stat().st_mode & 0o777 == run.path.stat().st_mode & 0o666 for file in (run.path / "final").iterdir())
     steps = [record for record in run.metrics() if "loss" in record]
     assert [record["step"] for record in steps] == list(range(1, 9))
     assert steps[0].keys() >= {"step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"}
