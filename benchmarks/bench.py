@@ -69,7 +69,7 @@ class Bench:
             self.broken[side.name] = str(error)
 
     def speeds(self, peers: list[Side], kinds: list[str], settings: list[str]) -> Iterator[list[Comparison]]:
-        """Every peer in every kind and setting, after each round: cut short, a command has still measured something of everything."""
+        """Every peer in every kind and setting, in rounds; all that is known after each pair, so that a command cut short loses none."""
         cells = [
             Comparison(*kind.split("-"), peer.title, setting, reason=self.broken.get(peer.name, ""))
             for kind in kinds
@@ -78,8 +78,9 @@ class Bench:
             if setting in peer.settings
         ]
         for _ in range(self.pairs):
-            cells = [self._one_more(cell) for cell in cells]
-            yield cells
+            for index, cell in enumerate(cells):
+                cells[index] = self._one_more(cell)
+                yield cells
 
     def _one_more(self, cell: Comparison) -> Comparison:
         """The cell with one more pair, or the reason why there is none."""
@@ -200,7 +201,7 @@ def main() -> None:
             bench.prepare(side)
         for comparisons in bench.speeds(peers, kinds, settings):
             if not chosen.quick:
-                keep(comparisons, [])
+                keep([cell for cell in comparisons if cell.pairs or cell.reason], [])
         if "start" in chosen.only:
             starts = list(bench.starts([LUTHIER, *peers]))
     say(tables(comparisons, starts))
