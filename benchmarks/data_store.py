@@ -62,8 +62,8 @@ def engines(count: int = 10_000) -> None:
     """The same rows through both engines, with offsets, on one thread."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     from luthier.chat import resolve
-    from luthier.data.formats import read_examples
     from luthier.data.problems import Problems
+    from luthier.data.read_examples import read_examples
     from luthier.data.tokenizer import LibraryBackend, load_tokenizer
     from luthier.data.tokenizer_pieces import PieceBackend
     from luthier.recipe.schema import Source

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import luthier
-from luthier.data.formats import FORMATS, read_examples
+from luthier.data.formats import FORMATS
 from luthier.data.problems import Problems
+from luthier.data.read_examples import read_examples
 from luthier.recipe.load import load_recipe
 from luthier.recipe.schema import Source
 from luthier.recipe.shipped import shipped_recipes

@@ -13,8 +13,8 @@ import yaml
 
 import luthier
 from luthier.cli.app import app
-from luthier.data.formats import read_examples
 from luthier.data.problems import Problems
+from luthier.data.read_examples import read_examples
 from luthier.recipe.load import load_recipe, recipe_from
 from luthier.recipe.schema import Source
 from luthier.recipe.shipped import find_shipped

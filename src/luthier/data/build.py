@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from luthier.data.encode import Encoder, Text
-from luthier.data.examples import Origin
-from luthier.data.formats import read_examples
+from luthier.data.examples import Example, Origin
 from luthier.data.problems import LISTED, Problems, RowError
+from luthier.data.read_examples import read_examples
 from luthier.data.store import Header, Segment, SourceInfo, StoreWriter
 from luthier.data.textfile import open_bytes, shown
 from luthier.data.tokenizer import Encoded
@@ -41,12 +41,17 @@ class Input(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """An example on its way: its number, source, origin, and the texts of its segments."""
+    """An example on its way: its number, source, and the texts of its segments."""
 
     number: int
     source: int
-    origin: Origin
+    example: Example
     texts: list[Text]
+
+    @property
+    def origin(self) -> Origin:
+        """Where it came from."""
+        return self.example.origin
 
 
 class Build:
@@ -114,7 +119,7 @@ class Build:
             first, bad = counts["examples"], problems.count
             for example in read_examples(source, problems, stage=settings.stage, system=self._data.system):
                 try:
-                    yield Draft(counts["examples"], number, example.origin, self._encoder.texts(example))
+                    yield Draft(counts["examples"], number, example, self._encoder.texts(example))
                 except RowError as error:
                     problems.add(example.origin, str(error))
                     counts["refused"] += 1
@@ -129,14 +134,18 @@ class Build:
         remaining = iter(encoded)
         segments: list[Segment] = []
         for draft in drafts:
-            mine = [next(remaining) for _ in draft.texts]
+            mine: Sequence[Encoded] = [next(remaining) for _ in draft.texts]
             try:
-                pieces = self._encoder.pieces(draft.texts, mine)
+                texts, mine, turns = self._encoder.shortened(draft.example, draft.texts, mine)
+                pieces = self._encoder.pieces(texts, mine)
             except RowError as error:
                 self._problems.add(draft.origin, str(error))
                 self._counts["refused"] += 1
                 continue
             self._counts["dropped"] += pieces is None
+            if turns and pieces:
+                self._counts["shortened"] += 1
+                self._counts["turns"] += turns
             for tokens, weight, rung, truncated in pieces or ():
                 group = writer.segments + len(segments)
                 segments.append(Segment(tokens, weight, draft.number, draft.source, group, draft.origin.line))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from luthier.data.problems import RowError
 
 DEEPEST = 100
 """Levels of nesting that tools and their arguments may have."""
+LABELS = ("label", "kto_tag")
+"""Columns that say whether an answer was liked."""
+_TRUTH = {True: True, False: False, "true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 
 
 def text_of(row: Mapping[str, Any], name: str, columns: Mapping[str, str], *, required: bool = False) -> str:
@@ -33,6 +36,23 @@ def text_of(row: Mapping[str, Any], name: str, columns: Mapping[str, str], *, re
             raise RowError(f"`{column}` is null" if column in row else f"missing `{column}`")
         return ""
     raise RowError(f"`{column}` is {kind(value)}, it should be text")
+
+
+def label_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool | None:
+    """Whether an answer was liked, from `label` or `kto_tag`; None when the row does not say.
+
+    A column of that name that was not named on purpose counts only when it holds true or false: a `label` may mean other things.
+
+    Raises:
+        RowError: the column that was named holds neither true nor false, nor 1 or 0.
+    """
+    if "label" not in columns:
+        return next((row[name] for name in LABELS if isinstance(row.get(name), bool)), None)
+    value = row.get(columns["label"])
+    meaning = _TRUTH.get(value.strip().lower() if isinstance(value, str) else value) if isinstance(value, Hashable) else None
+    if meaning is None:
+        raise RowError(f"`{columns['label']}` should be true or false")
+    return meaning
 
 
 def kind(value: Any) -> str:

@@ -3,7 +3,8 @@
     {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}], "system": …, "tools": "[…]"}
 
 Tool use has turns `function_call` (the call as JSON) and `observation` (its result). Files that put OpenAI's `role` and `content`
-under `conversations` are read as well.
+under `conversations` are read as well. As in LLaMA-Factory, `chosen` and `rejected` (a turn or a text) beside turns that end with a
+question make a preference pair, and `kto_tag` (or `label`), true or false, makes feedback on the last answer.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data.examples import Conversation, Origin
-from luthier.data.formats.fields import text_of, tools_of
-from luthier.data.formats.turns import messages_from
+from luthier.data.examples import Conversation, Document, Example, Feedback, Origin, Preference, Prompt
+from luthier.data.formats.fields import label_of, text_of, tools_of
+from luthier.data.formats.pairs import preference
+from luthier.data.formats.turns import ROLE_COLUMNS, messages_from
+from luthier.data.formats.written import no_place, sharegpt_turns, tools_column
 from luthier.data.problems import RowError
 
 NAME = "sharegpt"
-COLUMNS = ("conversations", "system", "tools", "role", "content")
+ABOUT = "ShareGPT conversations: from and value, with tools, pairs or labels"
+COLUMNS = ("conversations", "system", "tools", "chosen", "rejected", "label", *ROLE_COLUMNS)
+MAKES = (Conversation, Preference, Feedback)
 
 
 def matches(row: Any) -> bool:
@@ -25,8 +30,8 @@ def matches(row: Any) -> bool:
     return isinstance(row, dict) and "conversations" in row
 
 
-def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> Conversation:
-    """One row as a conversation.
+def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> list[Example]:
+    """One row as a conversation, a pair or feedback.
 
     Raises:
         RowError: no turns, or a turn that is malformed or out of order.
@@ -35,5 +40,31 @@ def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> Conversation:
     turns = row.get(column)
     if turns is None:
         raise RowError(f"missing `{column}`")
-    messages = messages_from(turns, columns, text_of(row, "system", columns), f"`{column}`")
-    return Conversation(messages, origin, tools_of(row, columns))
+    system, tools = text_of(row, "system", columns), tools_of(row, columns)
+    chosen, rejected = (row.get(columns.get(name, name)) for name in ("chosen", "rejected"))
+    if chosen is not None and rejected is not None and isinstance(turns, list | tuple):
+        return [preference(turns, chosen, rejected, columns, origin, system=system, tools=tools)]
+    messages = messages_from(turns, columns, system, f"`{column}`")
+    label = label_of(row, columns)
+    return [Conversation(messages, origin, tools) if label is None else Feedback(messages, label, origin, tools)]
+
+
+def write(example: Example) -> dict[str, Any]:
+    """An example as a row.
+
+    Raises:
+        RowError: it is a document, or a prompt without an answer.
+    """
+    if isinstance(example, Document | Prompt):
+        no_place(example, NAME)
+    messages = example.prompt if isinstance(example, Preference) else example.messages
+    begin = messages[0]["role"] == "system" and len(messages[0]) == 2
+    system = {"system": messages[0]["content"]} if begin else {}
+    row: dict[str, Any] = {"conversations": sharegpt_turns(messages[begin:]), **system, **tools_column(example)}
+    if isinstance(example, Preference):
+        chosen, rejected = sharegpt_turns(example.chosen), sharegpt_turns(example.rejected)
+        row["chosen"] = chosen[0] if len(chosen) == 1 else chosen
+        row["rejected"] = rejected[0] if len(rejected) == 1 else rejected
+    elif isinstance(example, Feedback):
+        row["kto_tag"] = example.label
+    return row

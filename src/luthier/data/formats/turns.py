@@ -27,20 +27,28 @@ ROLES = {
 }
 """Names of roles in the wild → role of a message."""
 
+ROLE_COLUMNS = ("role", "content", "role.system", "role.user", "role.assistant", "role.tool", "role.call")
+"""Names that `columns` may hold for turns: the two keys of a turn, and what the roles are called in the file."""
+ANSWERED, ASKED = ("assistant",), ("user", "tool")
+"""Roles that end a conversation to learn from, and a prompt."""
+
 _WEIGHTS = ("weight", "loss_weight", "loss")
 _LEAST, _MOST = 1e-4, 65_504
 """Loss weights are stored as float16, which holds these and what is between, and 0."""
 _KEPT = ("name", "tool_call_id")
 
 
-def messages_from(turns: Any, columns: Mapping[str, str], system: str = "", what: str = "the row") -> tuple[Message, ...]:
+def messages_from(
+    turns: Any, columns: Mapping[str, str], system: str = "", what: str = "the row", *, last: tuple[str, ...] = ANSWERED
+) -> tuple[Message, ...]:
     """Turns as messages in a valid order.
 
     Args:
         turns: list of turns, or JSON of one.
-        columns: own names of `role` and `content`, if any.
+        columns: own names of `role`, `content` and of the roles themselves (`role.user`, `role.assistant`, …), if any.
         system: a system prompt beside the turns; a system turn takes its place.
         what: what the list is called in messages to the user.
+        last: roles that the last message may have: `ANSWERED` for what is learnt, `ASKED` for a prompt.
 
     Raises:
         RowError: a turn is malformed or out of order; names the turn, counted from 1.
@@ -61,9 +69,9 @@ def messages_from(turns: Any, columns: Mapping[str, str], system: str = "", what
         _check_order(messages, message["role"], f"turn {number}")
         if message["role"] != "system" or message["content"]:
             messages.append(message)
-    if not messages or messages[-1]["role"] != "assistant":
-        last = messages[-1]["role"] if messages else "system"
-        raise RowError(f"the last turn is a {last} turn, it should be an assistant turn")
+    ending = messages[-1]["role"] if messages else "system"
+    if ending not in last:
+        raise RowError(f"the last turn is a {ending} turn, it should be {'an assistant' if last == ANSWERED else 'a user'} turn")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return tuple(messages)
@@ -76,7 +84,7 @@ def _message(turn: Any, columns: Mapping[str, str], where: str) -> Message:
     named = _first(turn, (columns.get("role", "role"), "from"))
     if named is None:
         raise RowError(f"{where}: missing `{'from' if 'value' in turn else columns.get('role', 'role')}`")
-    role = ROLES.get(named.strip().lower()) if isinstance(named, str) else None
+    role = _role(named, columns)
     if role is None:
         raise RowError(f"{where}: unknown role `{str(named)[:40]}`")
     message: Message = {"role": role, "content": ""}
@@ -97,6 +105,17 @@ def _message(turn: Any, columns: Mapping[str, str], where: str) -> Message:
         raise RowError(f"{where}: the user turn is empty")
     _read_extras(message, turn, where)
     return message
+
+
+def _role(named: Any, columns: Mapping[str, str]) -> str | None:
+    """The role a name means: one of the file's own names, else a usual one; None when it is neither."""
+    if not isinstance(named, str):
+        return None
+    if columns:
+        for name, own in columns.items():
+            if own == named and name.startswith("role."):
+                return name.removeprefix("role.")
+    return ROLES.get(named.strip().lower())
 
 
 def _first(turn: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -1,0 +1,152 @@
+"""From a source to examples: its rows, in the format that was named or that the first rows tell.
+
+A source has one format. A row that does not keep to it is a problem with its line, never a guess. Which format is tried first
+depends on what is learnt: `{"text": …, "instruction": …}` is a document for pre-training and an instruction for fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from luthier.data.examples import Conversation, Document, Example, Feedback, Origin, Preference, Prompt
+from luthier.data.formats import FORMATS, Format
+from luthier.data.formats.fields import kind
+from luthier.data.problems import Problems, RowError, RowProblem
+from luthier.data.read import read_rows
+from luthier.data.textfile import shown
+from luthier.errors import UserError, did_you_mean
+from luthier.recipe.schema import Source
+
+WANTED: dict[str, type[Example]] = {"pt": Document, "sft": Conversation}
+"""Stage → the kind of example it learns from."""
+
+_LOOKED_AT = 100
+_WORDS: dict[type[Example], str] = {
+    Document: "a document",
+    Conversation: "a conversation",
+    Preference: "a preference pair",
+    Feedback: "feedback (it has a label)",
+    Prompt: "a prompt without an answer",
+}
+_PLURALS: dict[type[Example], str] = {
+    Document: "documents",
+    Conversation: "conversations",
+    Preference: "preference pairs",
+    Feedback: "feedback",
+    Prompt: "prompts",
+}
+_MEDIA = ("images", "videos", "audios")
+
+
+def read_examples(
+    source: Source, problems: Problems, *, stage: str | None = None, system: str | None = None
+) -> Iterator[Example]:
+    """Yield the examples of a source, of the kind that the stage learns from.
+
+    Args:
+        source: file, format and columns; at most `max_examples` are read.
+        problems: takes every bad row.
+        stage: `pt`, `sft`; None takes examples of any kind.
+        system: system prompt for conversations that bring none.
+
+    Raises:
+        UserError: the file cannot be read at all, its format cannot be told, or does not fit the stage.
+    """
+    chosen, rows = choose_format(source, read_rows(Path(source.path)), stage)
+    _check_stage(chosen, source, stage)
+    _check_columns(chosen, source)
+    count = 0
+    for origin, row in rows:
+        try:
+            examples = parse(chosen, row, origin, source.columns)
+            _check_kinds(examples, stage, first=not count)
+        except RowError as error:
+            problems.add(origin, str(error), fatal=isinstance(row, RowProblem) and row.fatal)
+            continue
+        for example in examples:
+            yield _with_system(example, system) if system else example
+            count += 1
+            if count == source.max_examples:
+                return
+
+
+def parse(chosen: Format, row: Any, origin: Origin, columns: Mapping[str, str]) -> Sequence[Example]:
+    """The examples of one row, as `read_rows` gives it.
+
+    Raises:
+        RowError: it could not be read, holds pictures or sound, or is not what the format promises.
+    """
+    if isinstance(row, RowProblem):
+        raise RowError(row.message)
+    if isinstance(row, dict):
+        for name in _MEDIA:
+            if row.get(name):
+                raise RowError(f"has `{name}`; only text is read")
+    elif chosen is not FORMATS["messages"] or not isinstance(row, list):
+        raise RowError(f"the row is {kind(row)}, it should be a mapping")
+    return chosen.parse(row, origin, columns)
+
+
+def choose_format(
+    source: Source, rows: Iterator[tuple[Origin, Any]], stage: str | None = None
+) -> tuple[Format, Iterator[tuple[Origin, Any]]]:
+    """The format that is named, else the one that fits the first row that fits any; and all rows, those looked at included.
+
+    Raises:
+        UserError: none fits.
+    """
+    if source.format != "auto":
+        return FORMATS[source.format], rows
+    seen: list[tuple[Origin, Any]] = []
+    own = {name: canonical for canonical, name in source.columns.items()}
+    candidates = sorted(FORMATS.values(), key=lambda each: stage is not None and WANTED.get(stage) not in each.MAKES)
+    for origin, row in rows:
+        seen.append((origin, row))
+        named = {own.get(key, key): value for key, value in row.items()} if isinstance(row, dict) else row
+        for candidate in candidates:
+            if candidate.matches(named):
+                return candidate, chain(seen, rows)
+        if len(seen) == _LOOKED_AT:
+            break
+    if problem := next(((origin, row) for origin, row in seen if isinstance(row, RowProblem)), None):
+        raise UserError(problem[1].message, where=str(problem[0]))
+    origin, row = seen[0]
+    having = (
+        f"the keys {', '.join(f'`{str(key)[:40]}`' for key in list(row)[:8])}" if isinstance(row, dict) and row else kind(row)
+    )
+    hint = "Set `format`, or name the columns: `columns: {instruction: question, output: answer}`."
+    raise UserError(f"cannot tell the format of the rows from {having}", where=str(origin), hint=hint)
+
+
+def _with_system(example: Example, system: str) -> Example:
+    if not isinstance(example, Conversation) or example.messages[0]["role"] == "system":
+        return example
+    return Conversation(({"role": "system", "content": system}, *example.messages), example.origin, example.tools)
+
+
+def _check_stage(chosen: Format, source: Source, stage: str | None) -> None:
+    if stage is None or WANTED[stage] in chosen.MAKES:
+        return
+    if chosen is FORMATS["text"]:
+        what = f"plain text has no answers to learn in stage `{stage}`"
+        raise UserError(what, where=shown(Path(source.path)), hint="Use `stage: pt`, or data with questions and answers.")
+    hint = "Use `stage: sft`, or name the column to read: `columns: {text: output}`."
+    raise UserError(f"holds `{chosen.NAME}` conversations, but stage `pt` reads text", where=shown(Path(source.path)), hint=hint)
+
+
+def _check_kinds(examples: Sequence[Example], stage: str | None, *, first: bool) -> None:
+    """Refuse what the stage cannot learn from: the source if it begins so, else the row."""
+    for example in examples if stage else ():
+        if not isinstance(example, WANTED[stage or ""]):
+            what = f"the row is {_WORDS[type(example)]}, but stage `{stage}` learns from {_PLURALS[WANTED[stage or '']]}"
+            raise UserError(what, where=str(example.origin)) if first else RowError(what)
+
+
+def _check_columns(chosen: Format, source: Source) -> None:
+    for name in source.columns:
+        if name not in chosen.COLUMNS:
+            hint = did_you_mean(name, chosen.COLUMNS)
+            raise UserError(f"`columns`: format `{chosen.NAME}` has no `{name}`", where=shown(Path(source.path)), hint=hint)
