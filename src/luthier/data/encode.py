@@ -6,10 +6,14 @@ touch and weigh the same are one span.
 
 Over-long segments, by `data.truncate`:
 
-- `end` keeps the first `max_length` tokens. An answer cut there has lost its end-of-turn token with the rest.
-- `start` keeps the last ones. An answer whose beginning is lost is still learnt, but not its end-of-turn: the model would learn to
-  stop after an answer that it has not seen whole.
+- `turns` leaves out the oldest exchanges whole (see `truncate.py`); what is still too long is then cut at its end.
+- `end` keeps the first `max_length` tokens.
+- `start` keeps the last ones.
+- `infer_seqlen` shares the tokens out among questions and answers, as LLaMA-Factory does.
 - `drop` leaves the whole example out.
+
+An answer that has lost its beginning or its end is still learnt, but not its end-of-turn, or what is left of it: the model would
+learn to stop after an answer that it has not seen whole.
 
 The first token of what is left has nothing before it, so it is never learnt. An example of which a cut leaves nothing to learn is
 left out and counted; one that had nothing to learn to begin with is a mistake in the data.
@@ -21,21 +25,24 @@ with one), split into chunks of `max_length`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from luthier.chat import ChatTemplate, TemplateRefused
+from luthier.chat.template import TrainOn
 from luthier.data.examples import Conversation, Document, Example
 from luthier.data.problems import RowError
 from luthier.data.tokenizer import Encoded, Tokenizer
+from luthier.data.truncate import droppable, fewest_dropped, shared_out, without_oldest
 
-ENCODER_VERSION = 2
+ENCODER_VERSION = 3
 """Raised when the same example would become other tokens or weights; part of a store's key."""
 
 Span = tuple[int, int, float]
+Truncation = Literal["turns", "end", "start", "drop", "infer_seqlen"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,13 @@ class Settings:
         stage: `pt` or `sft`.
         max_length: longest segment, in tokens.
         train_on: `assistant`, `all` or `last`.
-        truncate: `end`, `start` or `drop`.
+        truncate: what is left of a conversation beyond `max_length`, see above.
     """
 
     stage: str
     max_length: int
-    train_on: Literal["assistant", "all", "last"] = "assistant"
-    truncate: Literal["end", "start", "drop"] = "end"
+    train_on: TrainOn = "assistant"
+    truncate: Truncation = "turns"
 
 
 class Text(NamedTuple):
@@ -62,11 +69,13 @@ class Text(NamedTuple):
         text: the whole of it.
         spans: learnt characters as (begin, end, weight), in order.
         rung: how the template found them.
+        answers: where `infer_seqlen` finds the answers, learnt or not.
     """
 
     text: str
     spans: tuple[Span, ...]
     rung: str
+    answers: tuple[Span, ...] = ()
 
 
 class Piece(NamedTuple):
@@ -110,6 +119,55 @@ class Encoder:
                 raise RowError("the text holds half of a surrogate pair, which is no character")
         return texts
 
+    def shortened(
+        self, example: Example, texts: Sequence[Text], encoded: Sequence[Encoded]
+    ) -> tuple[Sequence[Text], Sequence[Encoded], int]:
+        """The texts of an example and their tokens, without its oldest exchanges where `truncate: turns` has to leave some out.
+
+        Returns:
+            Texts and tokens, the same where all of them fit, and how many exchanges were left out.
+
+        Raises:
+            RowError: the template refuses what is left.
+        """
+        limit = self.settings.max_length
+        fit = all(len(tokens.ids) <= limit for tokens in encoded)
+        if self.settings.truncate != "turns" or fit or not isinstance(example, Conversation):
+            return texts, encoded, 0
+        if len(texts) == 1:
+            return self._without_oldest(example, self.settings.train_on, texts, encoded)
+        learnt = [
+            i for i, message in enumerate(example.messages) if message["role"] == "assistant" and message.get("weight") != 0
+        ]
+        kept: tuple[list[Text], list[Encoded]] = [], []
+        dropped = 0
+        for turn, item, tokens in zip(learnt, texts, encoded, strict=True):  # one segment for each answer, ending with it
+            until = replace(example, messages=example.messages[: turn + 1])
+            some, theirs, count = self._without_oldest(until, "last", [item], [tokens])
+            kept[0].extend(some)
+            kept[1].extend(theirs)
+            dropped += count
+        return *kept, dropped
+
+    def _without_oldest(
+        self, example: Conversation, train_on: TrainOn, texts: Sequence[Text], encoded: Sequence[Encoded]
+    ) -> tuple[Sequence[Text], Sequence[Encoded], int]:
+        """As `shortened`, for a conversation that is one segment."""
+        limit, length, most = self.settings.max_length, len(encoded[0].ids), droppable(example.messages)
+        if length <= limit or not most:
+            return texts, encoded, 0
+        tried: dict[int, tuple[list[Text], list[Encoded]]] = {}
+
+        def fits(count: int) -> bool:
+            if count not in tried:
+                rest = self._supervised(replace(example, messages=without_oldest(example.messages, count)), train_on)
+                tried[count] = rest, [self.tokenizer.encode(item.text) for item in rest]
+            return all(len(tokens.ids) <= limit for tokens in tried[count][1])
+
+        count = fewest_dropped(example.messages, most, excess=1 - limit / length, fits=fits)
+        fits(count)
+        return *tried[count], count
+
     def pieces(self, texts: Sequence[Text], encoded: Sequence[Encoded]) -> list[Piece] | None:
         """The segments of one example from its encoded texts; None when the policy leaves the example out.
 
@@ -133,10 +191,21 @@ class Encoder:
             if not example.text:
                 raise RowError("the text is empty")
             return [Text(example.text, (), "all")]
-        if not isinstance(example, Conversation) or self.template is None:
+        if not isinstance(example, Conversation):
             raise TypeError(f"stage {self.settings.stage} cannot learn from a {type(example).__name__}")
+        texts = self._supervised(example, self.settings.train_on)
+        if self.settings.truncate != "infer_seqlen":
+            return texts
+        whole = texts if self.settings.train_on == "assistant" else self._supervised(example, "assistant")
+        if len(whole) == len(texts) == 1 and whole[0].text == texts[0].text:
+            return [texts[0]._replace(answers=whole[0].spans)]
+        return [item._replace(answers=item.spans) for item in texts]
+
+    def _supervised(self, example: Conversation, train_on: TrainOn) -> list[Text]:
+        """What the template writes, and what of it is learnt."""
+        assert self.template is not None
         try:
-            found = self.template.supervise(example.messages, example.tools, self.settings.train_on)
+            found = self.template.supervise(example.messages, example.tools, train_on)
         except TemplateRefused as error:
             raise RowError(f"the template refuses it: {error}") from error
         return [Text(item.text, joined(item.spans), item.rung) for item in found]
@@ -144,23 +213,55 @@ class Encoder:
     def _piece(self, item: Text, encoded: Encoded, weight: NDArray[np.float32]) -> Piece:
         """One segment of a conversation, cut if need be."""
         length, limit = len(encoded.ids), self.settings.max_length
-        first = max(length - limit, 0) if self.settings.truncate == "start" else 0
-        if first:
-            self._forget_end(item, encoded, first, weight)
-        kept = slice(first, first + limit)
+        kept: slice | NDArray[np.int64] = slice(0, limit)
+        if length > limit:
+            if self.settings.truncate == "start":
+                kept = slice(length - limit, length)
+                self._forget_lost_beginning(item, encoded, length - limit, weight)
+            elif self.settings.truncate == "infer_seqlen":
+                kept = self._shares(item, encoded, weight)
+            else:
+                self._forget_lost_end(item, encoded, limit, weight)
         half = weight[kept].astype(np.float16)
         half[:1] = 0
         return Piece(encoded.ids[kept], half, item.rung, length > limit)
 
-    def _forget_end(self, item: Text, encoded: Encoded, first: int, weight: NDArray[np.float32]) -> None:
+    def _shares(self, item: Text, encoded: Encoded, weight: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The tokens that `infer_seqlen` keeps; an answer that it cuts does not learn to end."""
+        answers = [
+            (int(np.searchsorted(encoded.starts, begin)), int(np.searchsorted(encoded.ends, end, side="right")))
+            for begin, end, _ in item.answers
+        ]
+        kept = shared_out(answers, self.settings.max_length, backwards=self.settings.train_on == "last")
+        lost = np.setdiff1d(np.arange(len(encoded.ids)), kept)
+        for begin, end in answers:
+            first = np.searchsorted(lost, begin)
+            if first < len(lost) and begin < lost[first] < end:
+                self._forget_lost_end(item, encoded, int(lost[first]), weight)
+        return kept
+
+    def _forget_lost_beginning(self, item: Text, encoded: Encoded, first: int, weight: NDArray[np.float32]) -> None:
         """Where a cut before token `first` falls into an answer, its end-of-turn shall not be learnt.
 
         It is the next one after the cut: under `train_on: all` one span holds many turns, and the later ones are whole.
         """
-        lost, size = int(encoded.ends[first - 1]), len(self._end)
+        lost = int(encoded.ends[first - 1])
         for begin, end, _ in item.spans:
-            if begin < lost < end and size and (place := item.text.find(self._end, max(begin, lost - size + 1), end)) >= 0:
-                weight[(encoded.ends > place) & (encoded.starts < place + size)] = 0
+            if begin < lost < end:
+                self._forget(item, encoded, weight, max(begin, lost - len(self._end) + 1), end)
+
+    def _forget_lost_end(self, item: Text, encoded: Encoded, first: int, weight: NDArray[np.float32]) -> None:
+        """Where the cut at token `first` goes through the end-of-turn of an answer, its first part shall not be learnt."""
+        cut, size = int(encoded.ends[first - 1]), len(self._end)
+        for begin, end, _ in item.spans:
+            if begin < cut < end:
+                self._forget(item, encoded, weight, max(begin, cut - size + 1), min(end, cut + size - 1))
+
+    def _forget(self, item: Text, encoded: Encoded, weight: NDArray[np.float32], begin: int, end: int) -> None:
+        """The first end-of-turn that lies between two characters is not learnt."""
+        place = item.text.find(self._end, begin, end) if self._end else -1
+        if place >= 0:
+            weight[(encoded.ends > place) & (encoded.starts < place + len(self._end))] = 0
 
     def _chunks(self, encoded: Encoded) -> Iterator[Piece]:
         """A document as chunks of `max_length`; a last chunk of one token has nothing to learn and is left out."""

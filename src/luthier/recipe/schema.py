@@ -96,8 +96,8 @@ class Data(Section):
     """System prompt for examples that bring none."""
     train_on: Literal["assistant", "all", "last"] = "assistant"
     """Which part of a conversation is supervised: all answers, every token, or only the last answer."""
-    truncate: Literal["end", "start", "drop"] = "end"
-    """What happens to a segment beyond `max_length`: lose its end, lose its start, or be left out."""
+    truncate: Literal["turns", "end", "start", "drop", "infer_seqlen"] = "turns"
+    """What a too long segment loses: its oldest `turns`, its `end` or `start`, a share of each part (`infer_seqlen`), all (`drop`)."""
     on_error: Literal["fail", "skip"] = "fail"
     """What happens at a bad row: stop and list all of them, or leave them out and count them."""
     workers: Positive | None = None
