@@ -77,7 +77,7 @@ def test_alpaca(tmp_path: Path) -> None:
         ({"instruction": "q"}, "missing `output`"),
         ({"instruction": "q", "output": None}, "`output` is null"),
         ({"instruction": "q", "output": 3}, "`output` is a number, it should be text"),
-        ({"instruction": "q", "output": ["a", "b", "c"]}, "`output` is a list, it should be text"),
+        ({"instruction": "q", "output": ["a"]}, "`output` is a list, it should be text"),
         ({"instruction": " ", "output": "a"}, "`instruction` is empty"),
         ({"output": "a"}, "missing `instruction`"),
         ({"instruction": {}, "output": "a"}, "`instruction` is a mapping, it should be text"),

@@ -102,7 +102,7 @@ def choose_format(
         return FORMATS[source.format], rows
     seen: list[tuple[Origin, Any]] = []
     own = {name: canonical for canonical, name in source.columns.items()}
-    candidates = sorted(FORMATS.values(), key=lambda each: stage is not None and WANTED.get(stage) not in each.MAKES)
+    candidates = _candidates(source, stage)
     for origin, row in rows:
         seen.append((origin, row))
         named = {own.get(key, key): value for key, value in row.items()} if isinstance(row, dict) else row
@@ -119,6 +119,22 @@ def choose_format(
     )
     hint = "Set `format`, or name the columns: `columns: {instruction: question, output: answer}`."
     raise UserError(f"cannot tell the format of the rows from {having}", where=str(origin), hint=hint)
+
+
+def _candidates(source: Source, stage: str | None) -> list[Format]:
+    """The formats that have the columns that were named; those that make what the stage wants stand first."""
+    having = [each for each in FORMATS.values() if set(source.columns) <= set(each.COLUMNS)]
+    if not having:
+        known = {name for each in FORMATS.values() for name in each.COLUMNS}
+        strange = next((name for name in source.columns if name not in known), None)
+        what = f"no format has `{strange}`" if strange else "no format has all of them"
+        hint = did_you_mean(strange, known) if strange else "Set `format`; `columns` maps the names of that format to yours."
+        raise UserError(f"`columns`: {what}", where=shown(Path(source.path)), hint=hint)
+    wanted = WANTED.get(stage) if stage else None
+    only = (Document,)  # a format of nothing but documents stands before those that can be documents as well
+    return sorted(
+        having, key=lambda each: wanted is not None and (wanted not in each.MAKES, wanted in only and only != each.MAKES)
+    )
 
 
 def _with_system(example: Example, system: str) -> Example:

@@ -64,19 +64,51 @@ class Model(Section):
     """Quantise the base weights when loading; only for methods that leave the base frozen."""
 
 
+FormatName = Literal[
+    "auto",
+    "messages",
+    "sharegpt",
+    "xtuner",
+    "moss",
+    "oasst",
+    "oasst_pairs",
+    "seed_tasks",
+    "openai_dpo",
+    "hh_rlhf",
+    "kto",
+    "dolly",
+    "samsum",
+    "grammar",
+    "alpaca",
+    "preference",
+    "prompt_completion",
+    "qa",
+    "guanaco",
+    "human_text",
+    "llama2_text",
+    "prompt",
+    "text",
+]
+"""`auto`, or the name of a format."""
+
+
 class Source(Section):
     """One source of training data."""
 
     path: str
     """A file (json, jsonl, csv, parquet, txt, each also `.gz`), relative to the recipe's folder."""
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "text"] = "auto"
-    """How rows are read. `auto` goes by the keys of the rows."""
+    format: FormatName = "auto"
+    """How rows are read. `auto` goes by the keys of the rows; `luthier data formats` lists them all."""
     columns: dict[str, str] = {}
     """Own column names: canonical name → name in the file, e.g. `{instruction: question, output: answer}`."""
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """How many times the source is seen in one epoch; 0.5 sees half of it, 2 sees it twice."""
     max_examples: Positive | None = None
     """Use at most this many examples of the source, the first ones."""
+    max_tokens: Positive | None = None
+    """Train on at most this many tokens of the source, the first ones."""
+    validation: Annotated[float | int, Field(ge=0)] | None = None
+    """A share or a count of this source to hold out, in place of `data.validation`."""
 
 
 class Data(Section):
@@ -85,7 +117,15 @@ class Data(Section):
     train: tuple[Source, ...]
     """Training sources: file names, or mappings with `path` and options."""
     validation: float | int | str | tuple[Source, ...] | None = None
-    """A share of the examples (0.05), a count (200), or a file. Left out of training and used by `evaluate`."""
+    """A share of each source (0.05), a count in all (200), or files. Left out of training and used by `evaluate`."""
+    mix: Literal["concat", "interleave"] = "concat"
+    """`concat`: sources are shuffled together, each `weight` times. `interleave`: drawn evenly, in proportion to `weight`."""
+    weigh_by: Literal["examples", "tokens"] = "examples"
+    """What the weights of `interleave` are shares of."""
+    upsample: bool = False
+    """`interleave`: an epoch lasts until every source was seen whole, short ones begin again; else until the first is used up."""
+    order: Annotated[str, Field(pattern=r"^(global|window\([1-9][0-9]*\))$")] = "global"
+    """`global`: an epoch is shuffled as a whole. `window(1000)`: the data's own order, shuffled within so many units."""
     max_length: Positive = 1024
     """Longest segment in tokens. What is longer is cut or dropped (see `truncate`), counted and reported."""
     packing: bool = True
@@ -102,6 +142,11 @@ class Data(Section):
     """What happens at a bad row: stop and list all of them, or leave them out and count them."""
     workers: Positive | None = None
     """Threads for tokenisation. Default: as many as the machine has cores, up to 8 and within `OMP_NUM_THREADS`."""
+
+    @property
+    def window(self) -> int | None:
+        """The number in `order: window(n)`; None for `global`."""
+        return int(self.order[7:-1]) if self.order != "global" else None
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from luthier.data.examples import Example, Origin
-from luthier.data.formats import alpaca, messages, sharegpt, text
+from luthier.data.formats import (
+    alpaca,
+    dolly,
+    grammar,
+    guanaco,
+    hh_rlhf,
+    human_text,
+    kto,
+    llama2_text,
+    messages,
+    moss,
+    oasst,
+    oasst_pairs,
+    openai_dpo,
+    preference,
+    prompt,
+    prompt_completion,
+    qa,
+    samsum,
+    seed_tasks,
+    sharegpt,
+    text,
+    xtuner,
+)
 from luthier.data.formats.lost import losses
 
 
@@ -36,8 +59,13 @@ class Format(Protocol):
     """An example as a row with canonical columns; raises `RowError` when the format has no place for such an example."""
 
 
-FORMATS: dict[str, Format] = {module.NAME: module for module in (messages, sharegpt, alpaca, text)}
+_TELLING = (messages, sharegpt, xtuner, moss, oasst, oasst_pairs, seed_tasks, openai_dpo, hh_rlhf, kto, dolly, samsum, grammar)
+_GENERAL = (alpaca, preference, prompt_completion, qa, guanaco, human_text, llama2_text, prompt, text)
+
+FORMATS: dict[str, Format] = {module.NAME: module for module in (*_TELLING, *_GENERAL)}
 """Every format by name, in the order in which they are tried."""
+READ_ONLY = (moss.NAME, oasst.NAME, oasst_pairs.NAME, seed_tasks.NAME)
+"""Formats that are read and not written."""
 
 
 def lost(target: Format, example: Example) -> list[str]:
@@ -49,4 +77,4 @@ def lost(target: Format, example: Example) -> list[str]:
     return losses(example, target.parse(target.write(example), example.origin, {}))
 
 
-__all__ = ["FORMATS", "Format", "lost"]
+__all__ = ["FORMATS", "READ_ONLY", "Format", "lost"]

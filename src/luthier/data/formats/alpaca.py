@@ -5,8 +5,9 @@ r"""Alpaca: one instruction and its answer a row (Taori et al. 2023), with LLaMA
 The user turn is the instruction and, when there is one, the input below it (`instruction + "\n" + input`). The turns of `history`
 come before it, and their answers are learnt as well.
 
-A preference pair has `chosen` and `rejected` in place of `output`, or two answers there: `"output": [better, worse]`. With `kto_tag`
-(or `label`), true or false, a row is feedback on its answer.
+A preference pair has `chosen` and `rejected` in place of `output`, or two answers there: `"output": [better, worse]`. Of a longer list,
+ranked from best to worst, the best is paired with each of the others. With `kto_tag` (or `label`), true or false, a row is feedback on
+its answer.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ def matches(row: Any) -> bool:
 
 
 def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> list[Example]:
-    """One row as a conversation, a pair or feedback.
+    """One row as a conversation, pairs or feedback.
 
     Raises:
         RowError: no question, no answer, or a field of the wrong type.
     """
     messages = [*_before(row, columns), {"role": "user", "content": _question(row, columns)}]
     tools = tools_of(row, columns)
-    if pair := _pair(row, columns):
-        return [preference(messages, *pair, columns, origin, tools=tools)]
+    if pairs := _pairs(row, columns):
+        return [preference(messages, better, worse, columns, origin, tools=tools) for better, worse in pairs]
     messages.append({"role": "assistant", "content": text_of(row, "output", columns, required=True)})
     label = label_of(row, columns)
     if label is None:
@@ -94,13 +95,14 @@ def _before(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[Mess
         yield from history_of(history, f"`{column}`")
 
 
-def _pair(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Any, Any] | None:
-    """The better and the worse answer, if the row has two."""
-    both = row.get(columns.get("output", "output"))
-    if isinstance(both, list | tuple) and len(both) == 2 and all(isinstance(answer, str) for answer in both):
-        return both[0], both[1]
+def _pairs(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[tuple[Any, Any]]:
+    """The better and the worse answers, if the row has more than one."""
+    ranked = row.get(columns.get("output", "output"))
+    if isinstance(ranked, list | tuple) and len(ranked) > 1 and all(isinstance(answer, str) for answer in ranked):
+        others = [answer for answer in ranked[1:] if answer != ranked[0]]
+        return [(ranked[0], answer) for answer in others or ranked[1:2]]
     chosen, rejected = (row.get(columns.get(name, name)) for name in ("chosen", "rejected"))
-    return (chosen, rejected) if chosen is not None and rejected is not None else None
+    return [(chosen, rejected)] if chosen is not None and rejected is not None else []
 
 
 def history_of(history: Any, what: str) -> Iterator[Message]:

@@ -3,8 +3,8 @@
     {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}], "system": …, "tools": "[…]"}
 
 Tool use has turns `function_call` (the call as JSON) and `observation` (its result). Files that put OpenAI's `role` and `content`
-under `conversations` are read as well. As in LLaMA-Factory, `chosen` and `rejected` (a turn or a text) beside turns that end with a
-question make a preference pair, and `kto_tag` (or `label`), true or false, makes feedback on the last answer.
+under `conversations`, or bare texts by turns, are read as well. As in LLaMA-Factory, `chosen` and `rejected` (a turn or a text) beside
+turns that end with a question make a preference pair, and `kto_tag` (or `label`), true or false, makes feedback on the last answer.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> list[Example]
     turns = row.get(column)
     if turns is None:
         raise RowError(f"missing `{column}`")
+    if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):  # question and answer by turns, as in LIMA
+        turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(turns)]
     system, tools = text_of(row, "system", columns), tools_of(row, columns)
     chosen, rejected = (row.get(columns.get(name, name)) for name in ("chosen", "rejected"))
     if chosen is not None and rejected is not None and isinstance(turns, list | tuple):

@@ -55,6 +55,15 @@ def no_place(example: Example, format_name: str) -> NoReturn:
     raise RowError(f"format `{format_name}` has no place for a {type(example).__name__.lower()}")
 
 
+def read_only(format_name: str) -> NoReturn:
+    """Say that a format is not written.
+
+    Raises:
+        RowError: always.
+    """
+    raise RowError(f"format `{format_name}` is only read")
+
+
 def _openai(message: Message) -> dict[str, Any]:
     turn = {"role": message["role"], "content": message["content"]}
     if calls := message.get("tool_calls"):
