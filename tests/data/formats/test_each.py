@@ -146,12 +146,8 @@ def test_a_question_with_an_answer_is_read_as_the_stage_wants_it() -> None:
 
 
 def test_documents_among_formats_of_conversations() -> None:
-    rows = [
-        ("messages", {"messages": [{"role": "pretrain", "content": "x"}]}),
-        ("xtuner", {"conversation": [{"input": "", "output": "x"}]}),
-    ]
-    for name, row in rows:
-        assert parsed(name, row) == [Document("x", HERE)]
+    assert parsed("messages", {"messages": [{"role": "pretrain", "content": "x"}]}) == [Document("x", HERE)]
+    assert parsed("xtuner", {"conversation": [{"system": "", "input": "", "output": "x"}]}) == [Document("x", HERE)]
 
 
 def test_ranked_answers_are_paired_with_the_best() -> None:
@@ -261,7 +257,7 @@ def test_columns_choose_among_the_formats_that_have_them() -> None:
 )  # fmt: skip
 def test_bad_rows(name: str, row: Any, said: str) -> None:
     with pytest.raises(RowError) as caught:
-        parsed(name, row)
+        FORMATS[name].parse(row, HERE, {})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
