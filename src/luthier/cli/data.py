@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli.data_check import check
+
 if TYPE_CHECKING:
     from luthier.data.batch import GlobalBatches
     from luthier.data.prepare import Dataset
@@ -24,6 +26,9 @@ def data() -> None:
     """Look at data before learning from it."""
 
 
+data_app.command()(check)
+
+
 @data_app.command()
 def preview(
     recipe: RecipeName,
@@ -35,9 +40,9 @@ def preview(
 
     from luthier.data.preview import coloured
 
-    dataset, batches, tokenizer = _prepared(recipe, overrides or [])
-    store, console = dataset.store, Console(highlight=False, soft_wrap=True)
-    batch = batches(0)
+    _, batches, tokenizer = _prepared(recipe, overrides or [])
+    drawn, console = batches(0), Console(highlight=False, soft_wrap=True)
+    store, batch = drawn.store, drawn.segments
     for number, segment in enumerate(batch[:rows].tolist(), 1):
         tokens, weight = store.segment(segment)
         learnt = int((weight != 0).sum())
@@ -54,7 +59,7 @@ def stats(recipe: RecipeName, overrides: Overrides = None) -> None:
     from luthier.data.preview import stats as measure
 
     dataset, batches, _ = _prepared(recipe, overrides or [])
-    for line in [*dataset.report.lines(), *measure(dataset, batches.steps_per_epoch).lines()]:
+    for line in [*dataset.report.lines(), *measure(dataset, batches).lines()]:
         print(line)
 
 

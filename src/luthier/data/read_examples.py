@@ -57,7 +57,7 @@ def read_examples(
     """
     chosen, rows = choose_format(source, read_rows(Path(source.path)), stage)
     _check_stage(chosen, source, stage)
-    _check_columns(chosen, source)
+    check_columns(chosen, source)
     count = 0
     for origin, row in rows:
         try:
@@ -161,7 +161,12 @@ def _check_kinds(examples: Sequence[Example], stage: str | None, *, first: bool)
             raise UserError(what, where=str(example.origin)) if first else RowError(what)
 
 
-def _check_columns(chosen: Format, source: Source) -> None:
+def check_columns(chosen: Format, source: Source) -> None:
+    """Refuse names of columns that the format does not have.
+
+    Raises:
+        UserError: there is such a name.
+    """
     for name in source.columns:
         if name not in chosen.COLUMNS:
             hint = did_you_mean(name, chosen.COLUMNS)
