@@ -144,7 +144,7 @@ def lessons(recipe: Recipe) -> tuple[list[Row], list[Row]]:
             yield {"input_ids": tokens.tolist(), "labels": labels}
 
     assert dataset.validation is not None
-    train = [row for step in range(batches.steps_per_epoch) for row in rows(batches(step))]
+    train = [row for step in range(batches.steps_per_epoch) for row in rows(batches(step).segments)]
     return train, list(rows(dataset.validation.segments))
 
 

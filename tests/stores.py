@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from luthier.data.prepare import Units
 from luthier.data.store import Header, Segment, SourceInfo, StoreWriter, TokenStore
+from luthier.data.units import Units
 
 
 def build_store(

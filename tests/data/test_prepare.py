@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from luthier.chat import ChatTemplate, resolve
-from luthier.data.prepare import Dataset, Units, prepare
+from luthier.data.batch import GlobalBatches
+from luthier.data.prepare import Dataset, prepare
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.data.units import Units
 from luthier.errors import UserError
 from luthier.recipe.schema import Recipe
 
@@ -50,6 +52,12 @@ def examples(dataset: Dataset, units: Units | None) -> list[int]:
     of = [set(dataset.store.example[units[unit]].tolist()) for unit in range(len(units))]
     assert all(len(one) == 1 for one in of)
     return [one.pop() for one in of]
+
+
+def drawn(dataset: Dataset, epoch: int = 0, seed: int = 42) -> list[int]:
+    """The examples of an epoch, as a run would draw them."""
+    of = examples(dataset, dataset.train)
+    return [of[unit] for unit in GlobalBatches(dataset.store, dataset.train, seed=seed, batch_size=4).epoch(epoch)]
 
 
 def test_rows_become_segments_in_order(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
@@ -172,12 +180,60 @@ def test_weights_repeat_and_subsample(tmp_path: Path, tokenizer: Tokenizer, chat
         {"path": written(tmp_path / "c.jsonl", rows(10, "word")), "max_examples": 4},
     ]
     dataset = prepare(recipe(sources), tokenizer, chatml)
-    seen = np.bincount(examples(dataset, dataset.train), minlength=24)
+    seen = np.bincount(drawn(dataset), minlength=24)
     assert sorted(seen[:10].tolist()) == [2] * 5 + [3] * 5
     assert sorted(seen[10:20].tolist()) == [0] * 7 + [1] * 3
     assert seen[20:].tolist() == [1] * 4
+    assert dataset.report.train == 32
+    assert [source.train for source in dataset.report.sources] == [25, 3, 4]
+    both = seen + np.bincount(drawn(dataset, 1), minlength=24)
+    assert set(both[:10].tolist()) == {5}, "what the first epoch left out, the second takes"
     held = prepare(recipe(sources, validation=6), tokenizer, chatml)
     assert not set(examples(held, held.train)) & set(examples(held, held.validation))
+
+
+def test_each_source_has_a_validation_set(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    a, b, c = (written(tmp_path / f"{name}.jsonl", rows(count)) for name, count in (("a", 40), ("b", 10), ("c", 8)))
+    shares = prepare(recipe([a, b], validation=0.1), tokenizer, chatml)
+    assert [(source.name, source.train, source.validation) for source in shares.report.sources] == [("a", 36, 4), ("b", 9, 1)]
+    own = prepare(recipe([a, {"path": b, "validation": 3}, {"path": c, "validation": 0}], validation=0.1), tokenizer, chatml)
+    assert [source.validation for source in own.report.sources] == [4, 3, 0]
+    assert not set(examples(own, own.train)) & set(examples(own, own.validation))
+    together = prepare(recipe([a, {"path": b, "validation": 3}, c], validation=6), tokenizer, chatml)
+    held = [source.validation for source in together.report.sources]
+    assert held[1] == 3
+    assert held[0] + held[2] == 6
+    alone = prepare(recipe([{"path": a, "validation": 0.25}]), tokenizer, chatml)
+    assert examples(alone, alone.validation) == examples(
+        *[(d := prepare(recipe([a], validation=10), tokenizer, chatml)), d.validation]
+    )
+
+
+def test_a_cap_by_tokens_takes_the_first(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    file = written(tmp_path / "a.jsonl", rows(20))
+    whole = prepare(recipe([file]), tokenizer, chatml)
+    lengths = whole.store.lengths
+    for most, count in ((int(lengths[:7].sum()), 7), (int(lengths[:7].sum()) - 1, 6), (1, 1), (10**9, 20)):
+        capped = prepare(recipe([{"path": file, "max_tokens": most}]), tokenizer, chatml)
+        assert examples(capped, capped.train) == list(range(count))
+        assert capped.store.key == whole.store.key
+
+
+def test_every_source_is_counted_apart(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    turns = [{"role": role, "content": f"{role} {n} " + "word " * 10} for n in range(4) for role in ("user", "assistant")]
+    long = [{"messages": turns}, {"messages": [turns[0], {"role": "assistant", "content": "word " * 90}]}]
+    files = [written(tmp_path / "long.jsonl", long), written(tmp_path / "bad.jsonl", [*rows(3), {"instruction": "q"}])]
+    dataset = prepare(recipe(files, max_length=64, on_error="skip"), tokenizer, chatml)
+    first, second = dataset.report.sources
+    assert (first.rows, first.examples, first.shortened, first.truncated, first.skipped) == (2, 2, 1, 1, 0)
+    assert first.turns == 3
+    assert (second.rows, second.examples, second.shortened, second.truncated, second.skipped) == (4, 3, 0, 0, 1)
+    for name in ("rows", "examples", "segments", "tokens", "supervised", "truncated", "shortened", "turns", "skipped", "train"):
+        assert getattr(dataset.report, name) == getattr(first, name) + getattr(second, name), name
+    text = "\n".join(dataset.report.lines())
+    assert "1 of 5 (20.0%) examples lost their oldest exchanges, 3 in all" in text
+    assert "long: 2 examples" in text
+    assert "1 bad" in text
 
 
 def test_an_unrolled_conversation_is_one_unit_of_several_segments(tmp_path: Path, tokenizer: Tokenizer) -> None:

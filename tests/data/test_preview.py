@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from luthier.chat import resolve
 from luthier.cli.data import data_app
+from luthier.data.batch import GlobalBatches
 from luthier.data.prepare import prepare
 from luthier.data.preview import LEARNT, coloured, stats
 from luthier.data.tokenizer import load_tokenizer
@@ -39,7 +40,7 @@ def test_stats_measure_one_epoch(shared: Path, tmp_path: Path) -> None:
         {"model": "tiny", "data": {"train": [{"path": str(tmp_path / "a.json"), "weight": 2}], "max_length": 100}}
     )
     dataset = prepare(recipe, tokenizer, resolve("chatml", None, tokenizer.variables))
-    found = stats(dataset, steps_per_epoch=1)
+    found = stats(dataset, GlobalBatches(dataset.store, dataset.train, seed=1, batch_size=8))
     lengths = dataset.store.lengths
     assert (found.units, found.segments, found.tokens) == (8, 8, 2 * int(lengths.sum()))
     assert (found.percentiles[0], found.percentiles[100]) == (int(lengths.min()), 100)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.data.batch import Batch, lay_out, make_batch
+from luthier.data.batch import Batch, Drawn, lay_out, make_batch
 from luthier.data.store import TokenStore
 from luthier.models.policy import Policy
 from luthier.objectives import LIKELIHOOD, Loss, Objective, Scores, score
@@ -32,13 +32,15 @@ def preference(scores: Scores, batch: Batch) -> Loss:
     pairs = [(batch.group == group).nonzero()[:, 0] for group in batch.group.unique()]
     chosen = torch.stack([rows[batch.label[rows] == 1][0] for rows in pairs])
     rejected = torch.stack([rows[batch.label[rows] == 0][0] for rows in pairs])
-    return Loss(-torch.nn.functional.logsigmoid(0.1 * (logprob[chosen] - logprob[rejected])).sum())
+    losses = -torch.nn.functional.logsigmoid(0.1 * (logprob[chosen] - logprob[rejected]))
+    return Loss(losses.sum(), torch.zeros(len(batch.label)).index_copy(0, chosen, losses.detach()))
 
 
 def feedback(scores: Scores, batch: Batch) -> Loss:
     """KTO's value with a fixed zero point: 1 - σ(±β log p)."""
     sign = batch.label.float() * 2 - 1
-    return Loss((1 - torch.sigmoid(0.02 * sign * per_segment(scores, batch))).sum())
+    losses = 1 - torch.sigmoid(0.02 * sign * per_segment(scores, batch))
+    return Loss(losses.sum(), losses.detach())
 
 
 OBJECTIVES = {
@@ -89,3 +91,23 @@ def test_execution_never_changes_what_is_learnt(store: TokenStore, name: str, fa
         for key, gradient in found.items():
             error = (gradient - reference[key]).norm() / reference[key].norm().clamp_min(floor)
             assert error <= 1e-5, (key, float(error), micro, packing)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_what_is_drawn_twice_counts_twice(store: TokenStore, name: str) -> None:
+    """A pair of a source of weight 2 that falls twice into one batch is two pairs, in one pass or in two."""
+    policy, objective = Policy(build("llama").requires_grad_(True)), OBJECTIVES[name]
+    rows = torch.tensor([2, 3, 0, 1, 2, 3]).numpy()
+    twice = Drawn(store, rows, torch.tensor([0, 0, 1, 1, 2, 2]).numpy(), 3)
+
+    def total(places: list[int]) -> Loss:
+        batch = twice.batch(torch.tensor(places).numpy())
+        return objective(score(policy, batch, packing=True), batch)
+
+    together, apart = total([0, 1, 2, 3, 4, 5]), [total(places) for places in ([0, 1], [2, 3], [4, 5])]
+    assert together.total.item() == pytest.approx(sum(part.total.item() for part in apart), rel=1e-5)
+    assert apart[0].total.item() == apart[2].total.item() > 0
+    assert together.segments.sum().item() == pytest.approx(together.total.item(), rel=1e-5)
+    assert {
+        len(places) for places in lay_out(torch.arange(6).numpy(), twice.lengths, twice.groups, micro_batch_tokens=60)[0]
+    } == {2}

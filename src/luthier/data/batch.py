@@ -4,26 +4,27 @@ The two questions are kept apart. *Which*: the examples of global batch `s` are 
 run, a packed run and a run on eight ranks all see the same ones. *How*: the segments of a global batch are laid end to end
 into micro-batches of at most `micro_batch_tokens`, groups whole, balanced over ranks and passes by tokens. Only rounding depends on it.
 
-The order of an epoch is the order of a 64-bit hash of (seed, epoch, unit): no generator whose stream may change between
-library versions, and no state but the step number.
+The order of an epoch is that of hashes of (seed, epoch, unit), see `data.mix`: no generator whose stream may change between library
+versions, and no state but the step number.
 """
 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from luthier.data.hashing import mix64
+from luthier.data.mix import Mixture, Portion
 
 if TYPE_CHECKING:
-    from luthier.data.prepare import Units
     from luthier.data.store import TokenStore
+    from luthier.data.units import Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,35 @@ class Batch:
         return self.tokens.numel()
 
 
-def make_batch(store: TokenStore, segment_ids: Sequence[int] | NDArray[np.integer]) -> Batch:
-    """Lay the given segments of the store end to end."""
+class Drawn(NamedTuple):
+    """What one step learns from.
+
+    Args:
+        store: holds its segments.
+        segments: int64 [S], rows of the store.
+        groups: int64 [S], group of each segment. A unit that is drawn twice is two groups.
+        units: how many units they are.
+    """
+
+    store: TokenStore
+    segments: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    units: int
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each segment."""
+        return self.store.lengths[self.segments]
+
+    def batch(self, places: NDArray[np.integer]) -> Batch:
+        """The segments at these places (0…S-1), end to end."""
+        return make_batch(self.store, self.segments[places], self.groups[places])
+
+
+def make_batch(
+    store: TokenStore, segment_ids: Sequence[int] | NDArray[np.integer], groups: NDArray[np.int64] | None = None
+) -> Batch:
+    """Lay the given segments of the store end to end; `groups` are their groups, where these are not the store's own."""
     ids = np.asarray(segment_ids, dtype=np.int64)
     starts, ends = store.offsets[ids], store.offsets[ids + 1]
     lengths = np.asarray(ends - starts)
@@ -90,7 +118,7 @@ def make_batch(store: TokenStore, segment_ids: Sequence[int] | NDArray[np.intege
         target_segments=torch.from_numpy(owner[targets]),
         cu_seqlens=torch.from_numpy(cu_seqlens),
         example=_column(store.example, ids),
-        group=_column(store.group, ids),
+        group=_column(store.group, ids) if groups is None else torch.from_numpy(groups),
         source=_column(store.source, ids),
         label=_column(store.label, ids),
         segment_ids=torch.from_numpy(ids),
@@ -107,11 +135,12 @@ class GlobalBatches:
 
     A unit is what batches count: an example with all its segments, or one chunk of a document. With `batch_size` each step takes
     that many units of the epoch's order, and the last step of an epoch takes what is left. With `batch_tokens` the epoch is cut into
-    steps of about that many tokens.
+    steps of about that many tokens. Where the order is that of the data (`order: window(n)`), the length of an epoch counts as unknown,
+    as it is for a stream: each step takes units until they have at least so many tokens.
 
     Args:
         store: the token store.
-        units: the units to draw from.
+        units: the units to draw from, and their mixture.
         seed: seed of the order.
         batch_size: units a step, or
         batch_tokens: tokens a step.
@@ -123,47 +152,80 @@ class GlobalBatches:
         if (batch_size is None) == (batch_tokens is None):
             raise ValueError("give batch_size or batch_tokens")
         self.store, self.units, self.seed = store, units, seed
-        self.batch_size = batch_size
-        segment_lengths = np.diff(store.offsets)[units.segments]
-        self.unit_tokens = np.add.reduceat(segment_lengths, units.offsets[:-1]) if len(units) else np.zeros(0, np.int64)
-        total = int(self.unit_tokens.sum())
-        if batch_size is not None:
-            self.steps_per_epoch = -(-len(units) // batch_size)
-        else:
-            assert batch_tokens is not None
-            self.steps_per_epoch = max(1, min(len(units), round(total / batch_tokens)))
+        self.mixture = units.mixture or Mixture((Portion(0, len(units)),))
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.unit_tokens = units.tokens(store)
         self._epoch = -1
-        self._order = np.zeros(0, np.int64)
-        self._bounds = np.zeros(0, np.int64)
+        self._order = self._bounds = np.zeros(0, np.int64)
+        self._begins = [0]  # first step of each epoch, as far as it was asked for
+        self._open(0)
+        self.steps_per_epoch = len(self._bounds) - 1
 
-    def __call__(self, step: int) -> NDArray[np.int64]:
-        """The segments (rows of the store) of global batch `step`, counted from 0 over all epochs."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(len(self.units), self.seed, epoch)
-            self._bounds = self._boundaries()
+    def __call__(self, step: int) -> Drawn:
+        """What global batch `step` learns from, counted from 0 over all epochs."""
+        index = step - self._begins[self._find(step)]
         chosen = self._order[self._bounds[index] : self._bounds[index + 1]]
-        offsets, segments = self.units.offsets, self.units.segments
-        return np.concatenate([segments[offsets[unit] : offsets[unit + 1]] for unit in chosen]).astype(np.int64)
+        rows = [self.units[unit] for unit in chosen]
+        segments = np.concatenate(rows).astype(np.int64)
+        drawn = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        return Drawn(self.store, segments, drawn << 32 | self.store.group[segments], len(rows))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are several sources."""
+        return len(self.mixture.portions) > 1
+
+    def epoch(self, epoch: int = 0) -> NDArray[np.int64]:
+        """The units of an epoch in their order."""
+        self._open(epoch)
+        return self._order
+
+    def _find(self, step: int) -> int:
+        """The epoch of a step; it is open then."""
+        if not (self.batch_tokens and self.mixture.window):  # all epochs have as many steps
+            epochs = range(len(self._begins), step // self.steps_per_epoch + 1)
+            self._begins.extend(epoch * self.steps_per_epoch for epoch in epochs)
+        while True:
+            epoch = bisect_right(self._begins, step) - 1
+            self._open(epoch)
+            if step < (end := self._begins[epoch] + len(self._bounds) - 1):
+                return epoch
+            self._begins.append(end)
+
+    def _open(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.mixture.epoch(epoch, self.unit_tokens, seed=self.seed)
+            self._bounds = self._boundaries()
 
     def _boundaries(self) -> NDArray[np.int64]:
         """Where each step of the epoch begins in its order; every step gets at least one unit."""
-        steps, count = self.steps_per_epoch, len(self.units)
+        count = len(self._order)
         if self.batch_size is not None:
-            return np.minimum(np.arange(steps + 1) * self.batch_size, count)
+            return np.minimum(np.arange(-(-count // self.batch_size) + 1) * self.batch_size, count)
+        assert self.batch_tokens is not None
         ends = np.cumsum(self.unit_tokens[self._order])
-        bounds = np.searchsorted(ends, np.arange(steps + 1) * (ends[-1] / steps))
-        index = np.arange(steps + 1)
-        bounds = np.maximum.accumulate(bounds - index) + index
-        bounds = np.minimum(bounds, count - (steps - index))
-        bounds[0], bounds[-1] = 0, count
-        return bounds.astype(np.int64)
+        return filled(ends, self.batch_tokens) if self.mixture.window else _evened(ends, self.batch_tokens)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A permutation of `count` units that depends on (seed, epoch) alone."""
-    keys = mix64(seed, epoch, np.arange(count, dtype=np.uint64))
-    return np.argsort(keys, kind="stable").astype(np.int64)
+def _evened(ends: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    """Boundaries of steps of about `tokens` tokens, all alike; `ends` are the tokens up to the end of each unit."""
+    count = len(ends)
+    steps = max(1, min(count, round(int(ends[-1]) / tokens)))
+    bounds = np.searchsorted(ends, np.arange(steps + 1) * (ends[-1] / steps))
+    index = np.arange(steps + 1)
+    bounds = np.maximum.accumulate(bounds - index) + index
+    bounds = np.minimum(bounds, count - (steps - index))
+    bounds[0], bounds[-1] = 0, count
+    return bounds.astype(np.int64)
+
+
+def filled(ends: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    """Boundaries of steps that each take units until they have at least `tokens` tokens; the last one takes what is left."""
+    bounds, done = [0], 0
+    while bounds[-1] < len(ends):
+        bounds.append(min(int(np.searchsorted(ends, done + tokens)) + 1, len(ends)))
+        done = int(ends[bounds[-1] - 1])
+    return np.array(bounds, np.int64)
 
 
 def lay_out(

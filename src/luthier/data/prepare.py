@@ -1,59 +1,29 @@
-"""From a recipe's sources to a dataset: a token store, and which of its segments are trained on.
-
-The store holds every example once; the split into training and validation, and the weights of the sources, are lists of segment
-numbers over it. So a change of seed, share or weight costs nothing, and two runs that differ only in them share one store.
-
-The split goes by the number of the example, before anything is cut or left out: whether an example is held out depends on the seed
-and its place in the data, not on `max_length` or the template.
-"""
+"""From a recipe's sources to a dataset: a token store, and which of its segments are trained on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from luthier.chat import ChatTemplate
 from luthier.data.build import Build, Input
 from luthier.data.encode import ENCODER_VERSION, Encoder, Settings
-from luthier.data.hashing import mix64
-from luthier.data.report import DataReport
-from luthier.data.store import FORMAT_VERSION, SourceInfo, TokenStore
-from luthier.data.store_cache import content_digest, is_cached, key_of, open_or_build
-from luthier.data.textfile import shown
+from luthier.data.registry import resolve
+from luthier.data.report import DataReport, SourceReport, source_names
+from luthier.data.sources import digest_of, title_of
+from luthier.data.store import FORMAT_VERSION, TokenStore
+from luthier.data.store_cache import is_cached, key_of, open_or_build
 from luthier.data.tokenizer import Tokenizer
+from luthier.data.units import Units, split
 from luthier.errors import UserError
 from luthier.recipe.schema import Recipe, Source
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and how much there is in all (0 while unknown)."""
-
-_HELD_OUT, _SUBSAMPLED = 0x5641, 0x5355  # purposes of random numbers
-
-
-@dataclass(frozen=True)
-class Units:
-    """What batches count, as lists of segments: one example for sft, one chunk for pt.
-
-    Args:
-        offsets: int64 [U + 1].
-        segments: int32; unit `u` owns `segments[offsets[u]:offsets[u + 1]]`, rows of the store. A segment may occur in several
-            units (a source with weight 2 is listed twice).
-    """
-
-    offsets: NDArray[np.int64]
-    segments: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, unit: int) -> NDArray[np.int32]:
-        """Segments of one unit, int32."""
-        return self.segments[self.offsets[unit] : self.offsets[unit + 1]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +32,7 @@ class Dataset:
 
     Args:
         store: the tokens.
-        train: units of one training epoch, in the order of the data.
+        train: units to train on, in the order of the data, and how an epoch is drawn of them.
         validation: units held out, or None.
         report: what was counted.
     """
@@ -70,7 +40,7 @@ class Dataset:
     store: TokenStore
     train: Units
     validation: Units | None
-    report: DataReport
+    report: DataReport = field(default_factory=DataReport)
 
 
 def prepare(
@@ -112,9 +82,9 @@ def prepare(
             )
     build = Build(key, inputs, Encoder(tokenizer, template, settings), recipe, progress or _silent)
     store, cached = open_or_build(key, build, run)
-    store.name_sources(shown(Path(source.path)) for source, _ in inputs)
-    train, validation = _split(store, recipe)
-    return Dataset(store, train, validation, _report(store, train, validation, cached, time.monotonic() - began))
+    store.name_sources(title_of(source) for source, _ in inputs)
+    dataset = Dataset(store, *split(store, recipe))
+    return replace(dataset, report=_report(dataset, recipe, cached, time.monotonic() - began))
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -131,7 +101,9 @@ def _inputs(recipe: Recipe) -> list[Input]:
         held_out = validation
     if not recipe.data.train:
         raise UserError("there is no training data", where="data.train", hint="Name at least one file.")
-    return [Input(source, "train") for source in recipe.data.train] + [Input(source, "validation") for source in held_out]
+    named = [(source, "train") for source in recipe.data.train] + [(source, "validation") for source in held_out]
+    registry, stage = recipe.data.registry, recipe.stage.type
+    return [Input(resolve(source, registry=registry, stage=stage), split) for source, split in named]
 
 
 def _key(recipe: Recipe, inputs: list[Input], settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | None) -> str:
@@ -144,12 +116,12 @@ def _key(recipe: Recipe, inputs: list[Input], settings: Settings, tokenizer: Tok
             "tokenizer": tokenizer.fingerprint,
             "template": None if template is None else [template.source, sorted(template.variables.items())],
             "settings": [settings.stage, settings.max_length, settings.train_on, settings.truncate, data.system, data.on_error],
+            "filled": [data.variables, data.replace],
             "sources": [
                 {
-                    "content": content_digest(Path(source.path)),
-                    "ending": Path(source.path).suffixes,
+                    "content": digest_of(source),
                     "split": split,
-                    **source.model_dump(include={"format", "columns", "max_examples"}),
+                    **source.model_dump(include={"format", "columns", "max_examples", "documents"}),
                 }
                 for source, split in inputs
             ],
@@ -157,78 +129,24 @@ def _key(recipe: Recipe, inputs: list[Input], settings: Settings, tokenizer: Tok
     )
 
 
-def _split(store: TokenStore, recipe: Recipe) -> tuple[Units, Units | None]:
-    """Units of training and validation.
-
-    Raises:
-        UserError: nothing would be left for one of them.
-    """
-    sources = store.header.sources
-    seed, wanted = recipe.train.seed, recipe.data.validation
-    numbers = [_examples(source) for source in sources if source.split == "train"]
-    held_out = [_examples(source) for source in sources if source.split == "validation"]
-    if isinstance(wanted, int | float) and wanted:
-        held_out = [_hold_out(np.concatenate(numbers), wanted, seed)]
-    validation = _units(store, np.concatenate(held_out)) if held_out else None
-    trained = [
-        _weighted(np.setdiff1d(examples, held_out[0]) if held_out else examples, source.weight, seed)
-        for examples, source in zip(numbers, recipe.data.train, strict=True)
-    ]
-    train = _units(store, np.concatenate(trained))
-    for units, where in ((train, "data.train"), (validation, "data.validation")):
-        if units is not None and not len(units):
-            raise UserError("no example is left in it", where=where, hint="Give more data, or a longer data.max_length.")
-    return train, validation
-
-
-def _examples(source: SourceInfo) -> NDArray[np.int64]:
-    return np.arange(source.first_example, source.first_example + source.examples)
-
-
-def _hold_out(examples: NDArray[np.int64], wanted: int | float, seed: int) -> NDArray[np.int64]:
-    """The examples held out: those with the smallest hash of (seed, number of the example).
-
-    Raises:
-        UserError: they would be all there are.
-    """
-    count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(examples)))
-    if count >= len(examples):
-        raise UserError(f"{count} of {len(examples)} examples held out leave nothing to train on", where="data.validation")
-    return np.sort(_chosen(examples, count, seed, _HELD_OUT))
-
-
-def _weighted(examples: NDArray[np.int64], weight: float, seed: int) -> NDArray[np.int64]:
-    """Examples as often as their source's weight says: whole passes, and a part chosen by hash for the fraction."""
-    passes = int(weight)
-    part = np.sort(_chosen(examples, round((weight - passes) * len(examples)), seed, _SUBSAMPLED))
-    return np.concatenate([np.tile(examples, passes), part])
-
-
-def _chosen(examples: NDArray[np.int64], count: int, seed: int, purpose: int) -> NDArray[np.int64]:
-    order = np.argsort(mix64(seed, purpose, examples.astype(np.uint64)), kind="stable")
-    return examples[order[:count]]
-
-
-def _units(store: TokenStore, examples: NDArray[np.int64]) -> Units:
-    """The units of these examples (some may occur more than once, some may have been left out of the store)."""
-    first = np.searchsorted(store.example, examples, side="left")
-    counts = np.searchsorted(store.example, examples, side="right") - first
-    first, counts = first[counts > 0], counts[counts > 0]
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    segments = (np.repeat(first, counts) + within).astype(np.int32)
-    whole = store.header.stage != "pt"  # a chunk of a document is a unit of its own
-    offsets = np.concatenate([[0], np.cumsum(counts)]) if whole else np.arange(len(segments) + 1)
-    return Units(offsets.astype(np.int64), segments)
-
-
-def _report(store: TokenStore, train: Units, validation: Units | None, cached: bool, seconds: float) -> DataReport:
-    header = store.header
+def _report(dataset: Dataset, recipe: Recipe, cached: bool, seconds: float) -> DataReport:
+    store, train, validation = dataset.store, dataset.train, dataset.validation
+    header, names = store.header, source_names([source.file for source in store.header.sources])
+    assert train.mixture is not None
+    draws = train.mixture.draws(train.tokens(store), seed=recipe.train.seed)
+    given = {int(store.source[train[p.first][0]]): count for p, count in zip(train.mixture.portions, draws, strict=True)}
+    held = np.bincount(store.source[validation.segments[validation.offsets[:-1]]]) if validation else np.zeros(0, np.int64)
+    sources = tuple(
+        SourceReport(
+            **source.counts, name=name, train=given.get(number, 0), validation=int(held[number]) if number < len(held) else 0
+        )
+        for number, (source, name) in enumerate(zip(header.sources, names, strict=True))
+    )
     return DataReport(
         **header.counts,
-        segments=header.segments,
-        tokens=header.tokens,
-        train=len(train),
+        train=sum(draws),
         validation=len(validation) if validation else 0,
+        sources=sources,
         rungs=header.rungs,
         bad=header.bad,
         template=header.template,

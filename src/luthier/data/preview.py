@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.data.batch import GlobalBatches
 from luthier.data.prepare import Dataset
 from luthier.data.tokenizer import Tokenizer
 
@@ -59,26 +60,27 @@ class Stats:
         ]
 
 
-def stats(dataset: Dataset, steps_per_epoch: int) -> Stats:
+def stats(dataset: Dataset, batches: GlobalBatches) -> Stats:
     """Measure a dataset.
 
     Args:
         dataset: what `prepare` gave.
-        steps_per_epoch: as `data.batch.GlobalBatches` counts them for the recipe's batch size.
+        batches: of the recipe's batch size, over that dataset.
     """
-    store, segments, report = dataset.store, dataset.train.segments, dataset.report
+    store, report, units = dataset.store, dataset.report, batches.epoch()
+    segments = np.concatenate([dataset.train[unit] for unit in units])
     lengths = store.lengths[segments]
     tokens = int(lengths.sum())
     shares = np.percentile(lengths, PERCENTILES, method="nearest")
     return Stats(
-        units=len(dataset.train),
+        units=len(units),
         segments=len(segments),
         tokens=tokens,
         supervised=int(store.supervised[segments].sum()) / tokens,
         truncated=report.truncated / report.segments,
         dropped=report.dropped / report.examples,
         percentiles={share: int(length) for share, length in zip(PERCENTILES, shares, strict=True)},
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=batches.steps_per_epoch,
     )
 
 

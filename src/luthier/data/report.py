@@ -1,15 +1,16 @@
-"""What happened to the data on its way into tokens, counted, for people and for the run's record."""
+"""What happened to the data on its way into tokens, counted for each source, for people and for the run's record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
-class DataReport:
-    """Counts over all sources of a run. Nothing is dropped or cut without appearing here.
+class Counts:
+    """Named numbers. Nothing is dropped or cut without appearing here.
 
     Args:
         rows: rows that were read, bad ones included.
@@ -18,10 +19,74 @@ class DataReport:
         tokens: tokens in the store.
         supervised: tokens with a loss weight.
         truncated: segments that were cut to `max_length`.
+        shortened: examples that lost their oldest exchanges (`truncate: turns`).
+        turns: exchanges that they lost.
         dropped: examples left out because of their length: by `truncate: drop`, or as nothing to learn was left of them.
         skipped: bad rows left out (`data.on_error: skip`).
         train: units (sft: examples, pt: chunks) of one training epoch, source weights included.
         validation: units held out.
+    """
+
+    rows: int = 0
+    examples: int = 0
+    segments: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    truncated: int = 0
+    shortened: int = 0
+    turns: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    train: int = 0
+    validation: int = 0
+
+    def losses(self, max_length: int) -> list[str]:
+        """What was cut, left out or skipped, in words; nothing where nothing was."""
+        told = []
+        if self.shortened:
+            share = _share(self.shortened, self.examples)
+            told.append(
+                f"too long for {max_length:,} tokens: {share} examples lost their oldest exchanges, {self.turns:,} in all"
+            )
+        if self.truncated:
+            told.append(f"cut to {max_length:,} tokens: {_share(self.truncated, self.segments)} segments (data.truncate)")
+        if self.dropped:
+            told.append(f"left out, too long for {max_length:,} tokens: {_share(self.dropped, self.examples)} examples")
+        if self.skipped:
+            told.append(f"bad rows skipped: {_share(self.skipped, self.rows)} (data.on_error: skip)")
+        return told
+
+    def made(self) -> str:
+        """What there is to learn, in words."""
+        share = self.supervised / self.tokens if self.tokens else 0.0
+        return f"{self.examples:,} examples, {self.segments:,} segments, {self.tokens:,} tokens, {share:.0%} supervised"
+
+
+@dataclass(frozen=True)
+class SourceReport(Counts):
+    """The counts of one source.
+
+    Args:
+        name: the source in metrics and reports.
+    """
+
+    name: str = ""
+
+    def line(self) -> str:
+        """The source in one line: what came of it, and what was lost."""
+        given = f"; {self.train:,} an epoch" if self.train else ""
+        held = f"; {self.validation:,} held out" if self.validation else ""
+        lost = {"shortened": self.shortened, "cut": self.truncated, "left out": self.dropped, "bad": self.skipped}
+        told = "".join(f"; {count:,} {word}" for word, count in lost.items() if count)
+        return f"  {self.name}: {self.made()}{given}{held}{told}"
+
+
+@dataclass(frozen=True)
+class DataReport(Counts):
+    """Counts over all sources of a run.
+
+    Args:
+        sources: the same for each source.
         rungs: rung of the mask ladder → segments.
         bad: what was wrong with the rows that were skipped, one line for each kind, with file and lines.
         template: name of the chat template, None without one.
@@ -30,16 +95,7 @@ class DataReport:
         seconds: time it took to prepare.
     """
 
-    rows: int
-    examples: int
-    segments: int
-    tokens: int
-    supervised: int
-    truncated: int
-    dropped: int
-    skipped: int
-    train: int
-    validation: int
+    sources: tuple[SourceReport, ...] = ()
     rungs: Mapping[str, int] = field(default_factory=dict)
     bad: tuple[str, ...] = ()
     template: str | None = None
@@ -52,24 +108,23 @@ class DataReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report in words: what was read and made, then what was cut, dropped or skipped."""
-        share = self.supervised / self.tokens if self.tokens else 0.0
+        """The report in words: what was read and made, of each source where there are several, then what was cut or left out."""
         how = "from the cache" if self.cached else f"in {self.seconds:.1f} s"
-        made = f"{self.examples:,} examples, {self.segments:,} segments, {self.tokens:,} tokens"
-        lines = [f"data: {made}, {share:.0%} supervised ({how})"]
+        lines = [f"data: {self.made()} ({how})"]
+        if len(self.sources) > 1:
+            lines += [source.line() for source in self.sources]
         if self.validation:
             lines.append(f"held out for validation: {self.validation:,}; trained on: {self.train:,}")
         if self.template:
             rungs = ", ".join(f"{name} {count:,}" for name, count in sorted(self.rungs.items()))
             lines.append(f"template {self.template}; mask found by: {rungs or 'nothing'}")
-        if self.truncated:
-            lines.append(f"cut to {self.max_length:,} tokens: {_share(self.truncated, self.segments)} segments (data.truncate)")
-        if self.dropped:
-            lines.append(f"left out, too long for {self.max_length:,} tokens: {_share(self.dropped, self.examples)} examples")
-        if self.skipped:
-            lines.append(f"bad rows skipped: {_share(self.skipped, self.rows)} (data.on_error: skip)")
-            lines += [f"  {kind}" for kind in self.bad]
-        return lines
+        return lines + self.losses(self.max_length) + [f"  {kind}" for kind in self.bad if self.skipped]
+
+
+def source_names(files: Sequence[str]) -> list[str]:
+    """A short name for each file, for metrics and reports: its own without folder and endings, numbered where several have the same."""
+    stems = [Path(file).name.split(".")[0] or file for file in files]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{stems[: n + 1].count(stem)}" for n, stem in enumerate(stems)]
 
 
 def _share(part: int, whole: int) -> str:

@@ -79,12 +79,14 @@ class SourceInfo:
         split: `train` or `validation`.
         first_example: number of its first example; its examples are numbered on from there.
         examples: how many examples were read from it, dropped ones included.
+        counts: named counts of the build, of this file alone.
     """
 
     file: str
     split: str
     first_example: int
     examples: int
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Header:
         segments: S.
         tokens: N.
         sources: the files, in the order of the `source` column.
-        counts: named counts of the build: `rows`, `examples`, `truncated` ….
+        counts: named counts of the build over all files (see `data.pipeline.COUNTED`).
         rungs: rung of the mask ladder → segments that were masked by it.
         bad: what was wrong with the rows that were skipped, one line for each kind.
         version: format version.

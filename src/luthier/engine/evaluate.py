@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from luthier.data.batch import lay_out, make_batch
-from luthier.data.prepare import Units
 from luthier.data.store import TokenStore
+from luthier.data.units import Units
 from luthier.engine.parallel import World
 from luthier.models.policy import Policy
 from luthier.objectives import Objective, score
@@ -25,24 +26,35 @@ class Measured:
         perplexity: exp(loss).
         accuracy: 0…1.
         tokens: supervised tokens measured.
+        sources: loss of each source, where there are several.
     """
 
     loss: float
     perplexity: float
     accuracy: float
     tokens: int
+    sources: Mapping[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
 def evaluate(
-    policy: Policy, objective: Objective, store: TokenStore, units: Units, *, micro_batch_tokens: int, packing: bool, world: World
+    policy: Policy,
+    objective: Objective,
+    store: TokenStore,
+    units: Units,
+    *,
+    micro_batch_tokens: int,
+    packing: bool,
+    world: World,
+    sources: Sequence[str] = (),
 ) -> Measured:
-    """Evaluate `units`; every rank takes a share, and all return the same numbers."""
+    """Evaluate `units`; every rank takes a share, and all return the same numbers. `sources` are the names of the store's."""
     segments = np.unique(units.segments).astype(np.int64)
     mine = lay_out(
         segments, store.lengths[segments], store.group[segments], micro_batch_tokens=micro_batch_tokens, ranks=world.size
     )[world.rank]
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    by_source = torch.zeros(2, len(store.header.sources), dtype=torch.float64, device=world.device)
     was_training = policy.model.training
     policy.model.eval()
     for rows in mine:
@@ -52,8 +64,12 @@ def evaluate(
         scores = score(policy, batch, packing=packing)
         loss = objective(scores, batch)
         sums += torch.stack([loss.total.double(), loss.metrics["accuracy"].double(), scores.weight.sum().double()])
+        by_source[0].index_add_(0, batch.source, loss.segments.double())
+        by_source[1].index_add_(0, batch.source[batch.target_segments], scores.weight.double())
     policy.model.train(was_training)
-    world.sum_in_place([sums])
+    world.sum_in_place([sums, by_source])
     total, accurate, weight = sums.tolist()
     mean = total / weight
-    return Measured(mean, math.exp(mean) if mean < 700 else math.inf, accurate / weight, round(weight))
+    losses = {name: part / share for name, part, share in zip(sources, *by_source.tolist(), strict=False) if share}
+    told = losses if len(losses) > 1 else {}
+    return Measured(mean, math.exp(mean) if mean < 700 else math.inf, accurate / weight, round(weight), told)

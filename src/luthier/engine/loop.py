@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from luthier import faults
-from luthier.data.batch import Batch, GlobalBatches, lay_out, make_batch
-from luthier.data.prepare import Units
+from luthier.data.batch import Batch, Drawn, GlobalBatches, lay_out
+from luthier.data.units import Units
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.diagnose import name_bad_rows
 from luthier.engine.evaluate import evaluate
@@ -60,6 +60,7 @@ class Job:
         objective: what is minimised.
         batches: which segments each step learns from.
         validation: held-out units, or None.
+        sources: names of the store's sources; where there are several, each has a loss of its own in the metrics.
         optimizer: masters and moments.
         state: counters; where to begin.
         checkpoints: where to save.
@@ -82,6 +83,7 @@ class Job:
     world: World
     callbacks: Sequence[Callback] = ()
     sample: Callable[[int], None] | None = None
+    sources: Sequence[str] = ()
     executed: Executed = field(default_factory=Executed)
 
 
@@ -100,7 +102,9 @@ class Pending:
     rate: float
     tokens: int
     supervised: int
-    segments: NDArray[np.int64]
+    drawn: Drawn
+    by_source: Tensor
+    denominators: NDArray[np.float64]
     seconds: float = 0.0
 
 
@@ -151,53 +155,58 @@ def run(job: Job) -> Outcome:
 
 def _step(job: Job) -> Pending:
     """Launch one optimizer step."""
-    plan, state, world, store = job.plan, job.state, job.world, job.batches.store
-    segments = job.batches(state.step)
-    lengths = store.lengths[segments]
-    passes = lay_out(segments, lengths, store.group[segments], micro_batch_tokens=plan.micro_batch_tokens, ranks=world.size)[
-        world.rank
-    ]
-    denominator = _denominator(job, segments)
+    plan, state, world = job.plan, job.state, job.world
+    drawn = job.batches(state.step)
+    lengths, places = drawn.lengths, np.arange(len(drawn.segments))
+    passes = lay_out(places, lengths, drawn.groups, micro_batch_tokens=plan.micro_batch_tokens, ranks=world.size)[world.rank]
+    denominators = _denominators(job, drawn)
+    denominator = float(denominators.sum())
     rate = learning_rate(job.recipe.train, state.step, plan.total_steps)
     loss = torch.zeros((), device=world.device)
+    by_source = torch.zeros(len(denominators), device=world.device)
     job.optimizer.zero_grad()
     for index, rows in enumerate(passes):
         if len(rows):
             reseed(DROPOUT, job.recipe.train.seed, state.step, index, world.rank)
-            loss += _forward_backward(job, make_batch(store, rows).to(world.device), denominator)
-    job.optimizer.reduce(world, loss)
+            loss += _forward_backward(job, drawn.batch(rows).to(world.device), denominator, by_source)
+    job.optimizer.reduce(world, loss, by_source)
     update = job.optimizer.step(loss, rate)
     state.step += 1
-    tokens, supervised = int(lengths.sum()), int(store.supervised[segments].sum())
-    return Pending(state.step, loss, update.grad_norm, update.bad, rate, tokens, supervised, segments)
+    tokens, supervised = int(lengths.sum()), int(drawn.store.supervised[drawn.segments].sum())
+    return Pending(state.step, loss, update.grad_norm, update.bad, rate, tokens, supervised, drawn, by_source, denominators)
 
 
-def _forward_backward(job: Job, batch: Batch, denominator: float) -> Tensor:
-    """One pass: its share of the global loss, with gradients left in the masters' buffers."""
+def _forward_backward(job: Job, batch: Batch, denominator: float, by_source: Tensor) -> Tensor:
+    """One pass: its share of the global loss, with gradients left in the masters' buffers, and its sums in `by_source`."""
     scores = score(job.policy, batch, packing=job.plan.packing)
-    loss = job.objective(scores, batch).total / denominator
+    sums = job.objective(scores, batch)
+    loss = sums.total / denominator
+    if job.batches.mixed:
+        by_source.index_add_(0, batch.source, sums.segments)
     (loss * job.optimizer.scale if job.optimizer.half else loss).backward()
     job.executed.real += len(batch)
     job.executed.computed += job.policy.computed_tokens(batch, packing=job.plan.packing)
     return loss.detach()
 
 
-def _denominator(job: Job, segments: NDArray[np.int64]) -> float:
-    """What the sums of this global batch are divided by; known before the first backward pass, on every rank."""
-    store = job.batches.store
-    kind = job.objective.denominator
+def _denominators(job: Job, drawn: Drawn) -> NDArray[np.float64]:
+    """What the sums of this global batch are divided by, as shares of its sources; known before the first backward pass, on every rank."""
+    store, kind, segments = drawn.store, job.objective.denominator, drawn.segments
+    count, first = len(store.header.sources), slice(None)
     if kind == "tokens":
-        return float(sum(float(store.segment(int(row))[1][1:].sum(dtype=np.float64)) for row in segments))
-    if kind == "examples":
-        return float(len(np.unique(store.example[segments])))
-    if kind == "pairs":
-        return float(len(np.unique(store.group[segments])))
-    return 1.0
+        weights = [float(store.segment(int(row))[1][1:].sum(dtype=np.float64)) for row in segments]
+    elif kind == "constant":
+        return np.eye(1, count)[0]
+    else:  # an example is a unit, which the upper half of a group's number counts; a pair is a group
+        _, first = np.unique(drawn.groups >> 32 if kind == "examples" else drawn.groups, return_index=True)
+        weights = [1.0] * len(first)
+    return np.bincount(store.source[segments[first]], weights, minlength=count).astype(np.float64)
 
 
 def _read(job: Job, pending: Pending) -> None:
     """Wait for a launched step, count it and tell the watchers."""
-    loss, norm, bad = torch.stack([pending.loss, pending.grad_norm.to(pending.loss), pending.bad.to(pending.loss)]).tolist()
+    told = torch.stack([pending.loss, pending.grad_norm.to(pending.loss), pending.bad.to(pending.loss)])
+    loss, norm, bad, *sums = torch.cat([told, pending.by_source.to(told)]).tolist()
     state, seconds = job.state, pending.seconds
     state.tokens += pending.tokens
     state.supervised_tokens += pending.supervised
@@ -207,9 +216,8 @@ def _read(job: Job, pending: Pending) -> None:
         state.skipped += 1
         state.bad_in_a_row += 1
         if state.bad_in_a_row >= job.recipe.train.max_bad_steps:
-            raise name_bad_rows(
-                job.policy, job.batches.store, pending.segments, packing=job.plan.packing, steps=state.bad_in_a_row
-            )
+            store, segments = pending.drawn.store, pending.drawn.segments
+            raise name_bad_rows(job.policy, store, segments, packing=job.plan.packing, steps=state.bad_in_a_row)
     else:
         state.bad_in_a_row = 0
         state.recent = [*state.recent, loss][-LOSS_WINDOW:]
@@ -226,9 +234,16 @@ def _read(job: Job, pending: Pending) -> None:
         seconds=seconds,
         tokens_per_second=pending.tokens / max(seconds, 1e-9),
         skipped=bool(bad),
+        extra=_by_source(job, sums, pending.denominators),
     )
     for callback in job.callbacks:
         callback.on_step(record)
+
+
+def _by_source(job: Job, sums: Sequence[float], denominators: NDArray[np.float64]) -> dict[str, float]:
+    """The loss of each source that was in a step, where there are several to train on."""
+    named = zip(job.sources, sums, denominators.tolist(), strict=False)
+    return {f"loss/{name}": total / share for name, total, share in named if share} if job.batches.mixed else {}
 
 
 def _due(job: Job, finished: bool) -> tuple[bool, bool, bool]:
@@ -268,13 +283,14 @@ def _evaluate(job: Job) -> bool:
         micro_batch_tokens=plan.micro_batch_tokens,
         packing=plan.packing,
         world=job.world,
+        sources=job.sources,
     )
     best = state.best_loss is None or measured.loss < state.best_loss
     if best:
         state.best_loss, state.best_step, state.stale_evaluations = measured.loss, state.step, 0
     else:
         state.stale_evaluations += 1
-    record = EvaluationRecord(state.step, measured.loss, measured.perplexity, measured.accuracy, best)
+    record = EvaluationRecord(state.step, measured.loss, measured.perplexity, measured.accuracy, best, measured.sources)
     for callback in job.callbacks:
         callback.on_evaluate(record)
     return best

@@ -39,10 +39,12 @@ class Loss:
 
     Attributes:
         total: scalar, differentiable; the loss is the sum of totals over the global batch, divided by the denominator.
+        segments: float32 [S], the share of each segment in the total, detached; reported as a loss for each source.
         metrics: scalars to report, divided by the same denominator.
     """
 
     total: Tensor
+    segments: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -9,14 +9,17 @@ count the same however the batch is split; the mean of micro-batch means, as gra
 
 from __future__ import annotations
 
+import torch
+
 from luthier.data.batch import Batch
 from luthier.objectives.base import Loss, Objective, Scores
 
 
 def likelihood(scores: Scores, batch: Batch) -> Loss:
     """Weighted negative log-likelihood, and the weight of tokens that were the first choice (`accuracy`)."""
-    total = -(scores.logprob * scores.weight).sum()
-    return Loss(total, {"accuracy": (scores.weight * scores.top1).sum()})
+    losses = -(scores.logprob * scores.weight)
+    segments = torch.zeros(len(batch.source), device=losses.device).index_add_(0, batch.target_segments, losses.detach())
+    return Loss(losses.sum(), segments, {"accuracy": (scores.weight * scores.top1).sum()})
 
 
 LIKELIHOOD = Objective("likelihood", "tokens", likelihood)

@@ -56,6 +56,7 @@ class FolderCallback(Callback):
             eval_perplexity=record.perplexity,
             eval_accuracy=record.accuracy,
             best=record.best,
+            **{f"eval_loss/{name}": loss for name, loss in record.sources.items()},
         )
         self.writer.progress(eval_loss=record.loss)
         if record.best:

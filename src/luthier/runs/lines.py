@@ -78,7 +78,8 @@ def evaluation(record: EvaluationRecord) -> str:
         f"evaluation at step {record.step}: loss {record.loss:.4f}, perplexity {record.perplexity:.4g}, "
         f"token accuracy {record.accuracy:.1%}"
     )
-    return f"{text} (best so far)" if record.best else text
+    text = f"{text} (best so far)" if record.best else text
+    return "; ".join([text, *(f"{name} {loss:.4f}" for name, loss in record.sources.items())])
 
 
 def sample(record: SampleRecord) -> str:

@@ -88,6 +88,7 @@ class EvaluationRecord:
         perplexity: `exp(loss)`.
         accuracy: share of supervised tokens that are the model's first choice, 0…1.
         best: this is the lowest loss of the run so far.
+        sources: loss of each source by its name, where there are several.
     """
 
     step: int
@@ -95,6 +96,7 @@ class EvaluationRecord:
     perplexity: float
     accuracy: float
     best: bool = False
+    sources: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

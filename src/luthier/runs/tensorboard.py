@@ -43,7 +43,8 @@ class TensorBoardCallback(Callback):
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """The numbers of one evaluation."""
-        self._scalars("evaluate", record.step, loss=record.loss, perplexity=record.perplexity, accuracy=record.accuracy)
+        values = {"loss": record.loss, "perplexity": record.perplexity, "accuracy": record.accuracy}
+        self._scalars("evaluate", record.step, **values, **{f"loss/{name}": loss for name, loss in record.sources.items()})
 
     def on_sample(self, record: SampleRecord) -> None:
         """One answer as text."""

@@ -235,6 +235,7 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         world=world,
         callbacks=watchers.all,
         sample=parts.sampler,
+        sources=tuple(source.name for source in parts.dataset.report.sources),
     )
 
 

@@ -1,0 +1,173 @@
+"""Examples to segments, many at once: put into text, tokenised, weighed, cut, counted.
+
+While one batch of texts is tokenised on other threads (outside Python), this one reads and renders the next and weighs the one
+before, so at most three batches are in memory, however large the data. Whether the segments then go into a store or straight into
+training is no concern of the pipeline.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from luthier.data.encode import Encoder, Piece, Text
+from luthier.data.examples import Example, Origin
+from luthier.data.problems import Problems, RowError
+from luthier.data.tokenizer import Encoded
+
+BATCH = 1_000_000
+"""Characters that are tokenised together."""
+COUNTED = ("rows", "examples", "segments", "tokens", "supervised", "truncated", "shortened", "turns", "dropped", "skipped")
+"""What is counted for each source; `data.report` says what each of them is."""
+_MOST_THREADS = 8
+
+
+class Draft(NamedTuple):
+    """An example on its way.
+
+    Args:
+        number: counted over all sources.
+        source: index of its source.
+        example: what was read.
+        texts: one for each of its segments.
+        place: where reading goes on after it, for those who need to know.
+    """
+
+    number: int
+    source: int
+    example: Example
+    texts: list[Text]
+    place: Any = None
+
+    @property
+    def origin(self) -> Origin:
+        """Where it came from."""
+        return self.example.origin
+
+
+class Made(NamedTuple):
+    """An example and its segments; none where it was left out."""
+
+    draft: Draft
+    pieces: list[Piece]
+
+
+class Pipeline:
+    """Makes segments of examples, in their order.
+
+    Args:
+        encoder: the rules.
+        problems: takes the rows that cannot be encoded.
+        workers: threads for tokenisation; by default one for each core.
+        batch: characters that are tokenised together.
+
+    Attributes:
+        counts: of each source, by its index, the `COUNTED` numbers.
+        rungs: rung of the mask ladder → segments.
+    """
+
+    def __init__(self, encoder: Encoder, problems: Problems, *, workers: int | None = None, batch: int = BATCH) -> None:
+        self.encoder, self.problems = encoder, problems
+        self.counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self.rungs: Counter[str] = Counter()
+        self._threads, self._batch = _threads(workers), batch
+
+    def drafts(self, source: int, examples: Iterable[tuple[Example, Any]], first: int = 0) -> Iterator[Draft]:
+        """Put examples into text; those that cannot be are problems and numbered too.
+
+        Args:
+            source: index of their source.
+            examples: each with its `place`.
+            first: number of the first one.
+        """
+        counts, reading, number = self.counts[source], iter(examples), first
+        while True:
+            before = self.problems.count
+            item = next(reading, None)
+            unread = self.problems.count - before
+            counts["rows"] += unread
+            counts["skipped"] += unread
+            if item is None:
+                return
+            counts["rows"] += 1
+            counts["examples"] += 1
+            try:
+                yield Draft(number, source, item[0], self.encoder.texts(item[0]), item[1])
+            except RowError as error:
+                self._refuse(source, item[0], error)
+            number += 1
+
+    def made(self, drafts: Iterable[Draft]) -> Iterator[list[Made]]:
+        """The segments of the drafts, a batch at a time."""
+        waiting: tuple[list[Draft], Future[list[Encoded]]] | None = None
+        with ThreadPoolExecutor(1) as pool:
+            for batch in self._batches(drafts):
+                texts = [item.text for draft in batch for item in draft.texts]
+                coming = pool.submit(self.encoder.tokenizer.encode_batch, texts, self._threads)
+                if waiting:
+                    yield self._finished(waiting[0], waiting[1].result())
+                waiting = batch, coming
+            if waiting:
+                yield self._finished(waiting[0], waiting[1].result())
+
+    def _batches(self, drafts: Iterable[Draft]) -> Iterator[list[Draft]]:
+        batch: list[Draft] = []
+        size = 0
+        for draft in drafts:
+            batch.append(draft)
+            size += sum(len(item.text) for item in draft.texts)
+            if size >= self._batch:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _finished(self, drafts: list[Draft], encoded: Sequence[Encoded]) -> list[Made]:
+        remaining = iter(encoded)
+        return [self._made(draft, [next(remaining) for _ in draft.texts]) for draft in drafts]
+
+    def _made(self, draft: Draft, encoded: Sequence[Encoded]) -> Made:
+        """The segments of one example, counted."""
+        counts = self.counts[draft.source]
+        try:
+            texts, encoded, turns = self.encoder.shortened(draft.example, draft.texts, encoded)
+            pieces = self.encoder.pieces(texts, encoded)
+        except RowError as error:
+            self._refuse(draft.source, draft.example, error)
+            return Made(draft, [])
+        if pieces is None:
+            counts["dropped"] += 1
+            return Made(draft, [])
+        counts["shortened"] += turns > 0
+        counts["turns"] += turns
+        for tokens, weight, rung, truncated in pieces:
+            self.rungs[rung] += 1
+            counts["segments"] += 1
+            counts["tokens"] += len(tokens)
+            counts["supervised"] += int((weight != 0).sum())
+            counts["truncated"] += truncated
+        return Made(draft, pieces)
+
+    def _refuse(self, source: int, example: Example, error: RowError) -> None:
+        self.problems.add(example.origin, str(error))
+        self.counts[source]["skipped"] += 1
+
+
+def total(counts: Iterable[Counter[str]]) -> dict[str, int]:
+    """The numbers of several sources together."""
+    sums: Counter[str] = Counter()
+    for each in counts:
+        sums.update(each)
+    return {name: sums[name] for name in COUNTED}
+
+
+def _threads(workers: int | None) -> int:
+    """Threads for tokenisation: as asked, else one for each core that this process may use, within OMP_NUM_THREADS."""
+    if workers:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, _MOST_THREADS, int(limit) if limit.isdigit() and int(limit) else _MOST_THREADS)
