@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from luthier.data.encode import Encoder
 from luthier.data.examples import Example
+from luthier.data.fill import Filler
 from luthier.data.pipeline import COUNTED, Draft, Made, Pipeline, total
 from luthier.data.problems import LISTED, Problems
 from luthier.data.read_examples import read_examples
+from luthier.data.sources import lines_of, title_of
 from luthier.data.store import Header, Segment, SourceInfo, StoreWriter
-from luthier.data.textfile import open_bytes, shown
 from luthier.errors import UserError
 from luthier.recipe.schema import Recipe, Source
 
@@ -48,6 +48,7 @@ class Build:
         self._pipeline = Pipeline(encoder, self._problems, workers=recipe.data.workers)
         self._examples: list[tuple[int, int]] = []
         self._lines = [0] * len(inputs)
+        self._fill = Filler(recipe.data.variables, recipe.data.replace)
 
     def __call__(self, writer: StoreWriter) -> Header:
         """Fill the writer; the header of what was written.
@@ -129,11 +130,3 @@ class Build:
 def _placeless(examples: Iterable[Example]) -> Iterator[tuple[Example, Any]]:
     """Examples of which nobody asks where reading would go on."""
     return ((example, None) for example in examples)
-
-
-def _count_lines(path: Path) -> int:
-    """Lines of a text file; 1 for a file that has none."""
-    with open_bytes(path) as file:
-        if file.peek(4)[:4] == b"PAR1":
-            return 1
-        return max(1, sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")))

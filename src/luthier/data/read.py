@@ -11,22 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from luthier.data.examples import Origin
+from luthier.data.parts import KINDS
 from luthier.data.problems import RowProblem
 from luthier.data.read_json import Row, read_json
 from luthier.data.read_table import read_csv, read_parquet
 from luthier.data.textfile import open_bytes, read_lines, shown
 from luthier.errors import UserError
 
-KINDS = ("json", "jsonl", "csv", "tsv", "parquet", "txt")
-"""Kinds of files, by their suffix; each may also be packed (`.gz`)."""
+Documents = Literal["auto", "line", "paragraph", "file"]
+"""How a text file is split into documents."""
 END_OF_TEXT = "<|endoftext|>"
 """Alone on a line, it separates the documents of a text file."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, *, documents: Documents = "auto", headless: bool = False) -> Iterator[Row]:
     """Yield `(origin, row)` for each row of a data file; the row is a `RowProblem` where it could not be read.
+
+    Args:
+        path: the file.
+        documents: how a text file is split.
+        headless: a csv file has no header; its columns are called `1`, `2`, …
 
     Raises:
         UserError: the file is missing, empty, damaged, or of an unknown kind.
@@ -35,7 +42,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         head = file.read(4096)
         if not head:
             raise UserError("is empty", where=shown(path))
-    rows = _reader(path, head)
+    rows = _reader(path, head, documents, headless)
     first = next(rows, None)
     if first is None:
         raise UserError("is empty: it holds no rows", where=shown(path))
@@ -43,28 +50,32 @@ def read_rows(path: Path) -> Iterator[Row]:
     yield from rows
 
 
-def _reader(path: Path, head: bytes) -> Iterator[Row]:
-    suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes if suffix.lower() != ".gz"]
+def _reader(path: Path, head: bytes, documents: Documents, headless: bool) -> Iterator[Row]:
+    suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
     kind = suffixes[-1] if suffixes else ""
     if kind == "parquet" or head[:4] == b"PAR1":
         return read_parquet(path)
     if kind in ("csv", "tsv"):
-        return read_csv(path, "\t" if kind == "tsv" else None)
+        return read_csv(path, "\t" if kind == "tsv" else None, headless=headless)
     if kind == "txt":
-        return read_documents(path)
+        return read_documents(path, documents)
     if kind in ("json", "jsonl", "ndjson") or head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
         return read_json(path)
-    raise UserError("is of an unknown kind", where=shown(path), hint=f"Known: {', '.join(KINDS)}, each also .gz.")
+    raise UserError("is of an unknown kind", where=shown(path), hint=f"Known: {', '.join(KINDS)}, each also .gz or .zst.")
 
 
-def read_documents(path: Path) -> Iterator[Row]:
+def read_documents(path: Path, documents: Documents = "auto") -> Iterator[Row]:
     """Documents of a text file, each as `{"text": …}`.
 
-    They are separated by lines that hold only `<|endoftext|>`, if there are such; else by blank lines, if there are such between
-    lines of text; else each line is a document.
+    Args:
+        path: the file.
+        documents: `line` makes each line one, `paragraph` splits at blank lines, `file` makes the whole file one. By default they are
+            separated by lines that hold only `<|endoftext|>`, if there are such; else by blank lines, if there are such between
+            lines of text; else each line is one.
     """
     file = shown(path)
-    for row, (begin, document) in enumerate(_split(path, _separator(path))):
+    separator = {"line": "line", "paragraph": "", "file": "file", "auto": None}[documents]
+    for row, (begin, document) in enumerate(_split(path, _separator(path) if separator is None else separator)):
         yield Origin(file, begin, row), document if isinstance(document, RowProblem) else {"text": document}
 
 
@@ -76,7 +87,7 @@ def _split(path: Path, separator: str) -> Iterator[tuple[int, str | RowProblem]]
         if isinstance(line, RowProblem):
             yield number, line
             continue
-        ends = separator == "line" or line.strip() == separator
+        ends = separator == "line" or (separator != "file" and line.strip() == separator)
         if (separator == "line" or not ends) and (parts or line.strip()):
             begin = begin if parts else number
             parts.append(line.rstrip("\r\n"))

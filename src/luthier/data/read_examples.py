@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from luthier.data.examples import Conversation, Document, Example, Feedback, Origin, Preference, Prompt
+from luthier.data.fill import Filler
 from luthier.data.formats import FORMATS, Format
 from luthier.data.formats.fields import kind
 from luthier.data.problems import Problems, RowError, RowProblem
-from luthier.data.read import read_rows
-from luthier.data.textfile import shown
+from luthier.data.registry import resolve
+from luthier.data.sources import rows_of, title_of
 from luthier.errors import UserError, did_you_mean
 from luthier.recipe.schema import Source
 
@@ -42,7 +42,7 @@ _MEDIA = ("images", "videos", "audios")
 
 
 def read_examples(
-    source: Source, problems: Problems, *, stage: str | None = None, system: str | None = None
+    source: Source, problems: Problems, *, stage: str | None = None, system: str | None = None, fill: Filler | None = None
 ) -> Iterator[Example]:
     """Yield the examples of a source, of the kind that the stage learns from.
 
@@ -51,11 +51,13 @@ def read_examples(
         problems: takes every bad row.
         stage: `pt`, `sft`; None takes examples of any kind.
         system: system prompt for conversations that bring none.
+        fill: fills placeholders.
 
     Raises:
         UserError: the file cannot be read at all, its format cannot be told, or does not fit the stage.
     """
-    chosen, rows = choose_format(source, read_rows(Path(source.path)), stage)
+    source = resolve(source, stage=stage)
+    chosen, rows = choose_format(source, rows_of(source), stage)
     _check_stage(chosen, source, stage)
     check_columns(chosen, source)
     count = 0
@@ -67,6 +69,7 @@ def read_examples(
             problems.add(origin, str(error), fatal=isinstance(row, RowProblem) and row.fatal)
             continue
         for example in examples:
+            example = fill(example) if fill else example
             yield _with_system(example, system) if system else example
             count += 1
             if count == source.max_examples:
@@ -129,7 +132,7 @@ def _candidates(source: Source, stage: str | None) -> list[Format]:
         strange = next((name for name in source.columns if name not in known), None)
         what = f"no format has `{strange}`" if strange else "no format has all of them"
         hint = did_you_mean(strange, known) if strange else "Set `format`; `columns` maps the names of that format to yours."
-        raise UserError(f"`columns`: {what}", where=shown(Path(source.path)), hint=hint)
+        raise UserError(f"`columns`: {what}", where=title_of(source), hint=hint)
     wanted = WANTED.get(stage) if stage else None
     only = (Document,)  # a format of nothing but documents stands before those that can be documents as well
     return sorted(
@@ -148,9 +151,9 @@ def _check_stage(chosen: Format, source: Source, stage: str | None) -> None:
         return
     if chosen is FORMATS["text"]:
         what = f"plain text has no answers to learn in stage `{stage}`"
-        raise UserError(what, where=shown(Path(source.path)), hint="Use `stage: pt`, or data with questions and answers.")
+        raise UserError(what, where=title_of(source), hint="Use `stage: pt`, or data with questions and answers.")
     hint = "Use `stage: sft`, or name the column to read: `columns: {text: output}`."
-    raise UserError(f"holds `{chosen.NAME}` conversations, but stage `pt` reads text", where=shown(Path(source.path)), hint=hint)
+    raise UserError(f"holds `{chosen.NAME}` conversations, but stage `pt` reads text", where=title_of(source), hint=hint)
 
 
 def _check_kinds(examples: Sequence[Example], stage: str | None, *, first: bool) -> None:
@@ -162,6 +165,11 @@ def _check_kinds(examples: Sequence[Example], stage: str | None, *, first: bool)
 
 
 def check_columns(chosen: Format, source: Source) -> None:
+    """Refuse a name in `columns` that the format does not have.
+
+    Raises:
+        UserError: with the nearest name.
+    """
     """Refuse names of columns that the format does not have.
 
     Raises:
@@ -170,4 +178,4 @@ def check_columns(chosen: Format, source: Source) -> None:
     for name in source.columns:
         if name not in chosen.COLUMNS:
             hint = did_you_mean(name, chosen.COLUMNS)
-            raise UserError(f"`columns`: format `{chosen.NAME}` has no `{name}`", where=shown(Path(source.path)), hint=hint)
+            raise UserError(f"`columns`: format `{chosen.NAME}` has no `{name}`", where=title_of(source), hint=hint)

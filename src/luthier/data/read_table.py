@@ -41,13 +41,18 @@ class _Feed:
         return line.replace("\r\n", "\n")
 
 
-def read_csv(path: Path, delimiter: str | None = None) -> Iterator[Row]:
-    """Rows of a csv file with a header; its delimiter is `delimiter`, or the one of comma, semicolon and tab the header uses."""
+def read_csv(path: Path, delimiter: str | None = None, *, headless: bool = False) -> Iterator[Row]:
+    """Rows of a csv file with a header; its delimiter is `delimiter`, or the one of comma, semicolon and tab the header uses.
+
+    Without a header (`headless`) the columns are called `1`, `2`, … and the first line, of which there are as many, is a row.
+    """
     csv.field_size_limit(sys.maxsize)
     feed, file = _Feed(path), shown(path)
     header_line = next((line for line in feed if line.strip()), "")
     delimiter = delimiter or max(",;\t", key=header_line.count)
     header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
+    if headless:
+        header, feed = [str(number) for number in range(1, len(header) + 1)], _Feed(path)
     doubled = [name for name in header if header.count(name) > 1]
     if doubled:
         raise UserError(f"column `{doubled[0]}` is there twice", where=f"{file}:{feed.number}")

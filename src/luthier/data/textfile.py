@@ -1,4 +1,4 @@
-r"""A file as text, whatever it was saved as: plain or gzip, UTF-8 with or without BOM, UTF-16 with BOM, or GB18030.
+r"""A file as text, whatever it was saved as: plain, gzip or Zstandard, UTF-8 with or without BOM, UTF-16 with BOM, or GB18030.
 
 GB18030 (of which GBK and GB2312 are parts) is what Chinese spreadsheets save. Nothing in a file says so, so it is detected, and
 only when the bytes are not UTF-8 anyway; then it is decoded strictly, because a wrong guess would train on gibberish. Any other
@@ -29,6 +29,7 @@ _BUFFER = 1 << 18
 _SAMPLE = 1 << 16
 _CANDIDATES = ["gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
 _NO_PLACE = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -40,15 +41,18 @@ def shown(path: Path) -> str:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
-    """The content of a file, decompressed if it begins as gzip does.
+    """The content of a file, decompressed if it begins as gzip or Zstandard does.
 
     Raises:
-        UserError: the file is missing (the hint names the nearest one there), unreadable, or damaged gzip data.
+        UserError: the file is missing (the hint names the nearest one there), unreadable, or its compressed data is damaged.
     """
     try:
         with io.BufferedReader(io.FileIO(path), _BUFFER) as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
                 with io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER) as unpacked:
+                    yield unpacked
+            elif file.peek(4)[:4] == _ZSTANDARD:
+                with _unpacked(file, path) as unpacked:
                     yield unpacked
             else:
                 yield file
@@ -64,6 +68,27 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
         if error.errno not in _NO_PLACE:
             raise
         raise UserError(f"is no place of a file: {os.strerror(error.errno).lower()}", where=shown(path)) from error
+
+
+def _unpacked(file: io.BufferedReader[Any], path: Path) -> io.BufferedReader[Any]:
+    """The content of Zstandard data. Only files that are so packed load pyarrow for it."""
+    import pyarrow
+
+    class _Stream(io.RawIOBase):
+        stream = pyarrow.CompressedInputStream(file, "zstd")
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            try:
+                block = self.stream.read(len(buffer))
+            except OSError as error:
+                raise UserError("the Zstandard data is damaged", where=shown(path), hint="Fetch the file again.") from error
+            buffer[: len(block)] = block
+            return len(block)
+
+    return io.BufferedReader(_Stream(), _BUFFER)
 
 
 def _nearest_file(path: Path) -> str | None:

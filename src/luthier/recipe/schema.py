@@ -95,8 +95,24 @@ FormatName = Literal[
 class Source(Section):
     """One source of training data."""
 
-    path: str
-    """A file (json, jsonl, csv, parquet, txt, each also `.gz`), relative to the recipe's folder."""
+    path: str = ""
+    """A file, a folder, a pattern (`data/*.jsonl`), an address (`s3://…`) or a hub id; relative to the recipe's folder."""
+    name: str = ""
+    """Instead of `path`: the name of a data set in the registry (`luthier data list`)."""
+    python: str = ""
+    """Own code, `file.py:function`. Alone it yields rows; beside `path` or `name` it gets each row and gives what to read."""
+    hub: Literal["auto", "huggingface", "modelscope"] = "auto"
+    """Where a hub id is fetched from. `auto` is Hugging Face, or ModelScope when `USE_MODELSCOPE_HUB=1`."""
+    subset: str | None = None
+    """Subset (configuration) of a data set on a hub."""
+    split: str | None = None
+    """Split of a data set on a hub. Default: `train`."""
+    folder: str | None = None
+    """Read only this folder of a data set on a hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a data set on a hub."""
+    documents: Literal["auto", "line", "paragraph", "file"] = "auto"
+    """What a document of a `.txt` file is: a line, what stands between blank lines, or the file. `auto` looks at the file."""
     format: FormatName = "auto"
     """How rows are read. `auto` goes by the keys of the rows; `luthier data formats` lists them all."""
     columns: dict[str, str] = {}
@@ -105,6 +121,15 @@ class Source(Section):
     """How many times the source is seen in one epoch; 0.5 sees half of it, 2 sees it twice."""
     max_examples: Positive | None = None
     """Use at most this many examples of the source, the first ones."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Source:
+        if not (self.path or self.name or self.python):
+            raise ValueError("a source needs `path`, `name` or `python`")
+        if self.path and self.name:
+            raise ValueError("give `path` or `name`, not both")
+        return self
+
     max_tokens: Positive | None = None
     """Train on at most this many tokens of the source, the first ones."""
     validation: Annotated[float | int, Field(ge=0)] | None = None
@@ -140,6 +165,12 @@ class Data(Section):
     """What a too long segment loses: its oldest `turns`, its `end` or `start`, a share of each part (`infer_seqlen`), all (`drop`)."""
     on_error: Literal["fail", "skip"] = "fail"
     """What happens at a bad row: stop and list all of them, or leave them out and count them."""
+    registry: str | None = None
+    """Where sources given by `name` are looked up first: a `datasets.yaml`, or LLaMA-Factory's `dataset_info.json`."""
+    variables: dict[str, str] = {}
+    """Fills placeholders in the data: `{name: Luthier}` puts it in the place of `{{name}}` and `<NAME>`."""
+    replace: dict[str, str] = {}
+    """Replaces texts in the data, e.g. a name that is written out: `{old name: new name}`."""
     workers: Positive | None = None
     """Threads for tokenisation. Default: as many as the machine has cores, up to 8 and within `OMP_NUM_THREADS`."""
 
