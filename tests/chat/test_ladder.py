@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from luthier.chat import ChatTemplate, Rendered, TemplateRefused, resolve
+from luthier.chat import ChatTemplate, Rendered, TemplateRefused, families, resolve
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 TALK = [
@@ -70,7 +70,7 @@ def test_every_pair_is_exact_unrolled_or_refused(shared: Path) -> None:
                 continue
             rungs[segments[0].rung] = rungs.get(segments[0].rung, 0) + 1
             check_segments(template, name, talk, segments)
-    assert rungs == {"markers": 67, "twin": 12, "sentinels": 276, "prefixes": 2, "unrolled": 17, "refused": 370}
+    assert rungs == {"markers": 65, "twin": 64, "sentinels": 228, "prefixes": 2, "unrolled": 15, "refused": 370}
 
 
 HEADERS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|CHATBOT_TOKEN|### Response:|ASSISTANT:|assistant\|>|｜Assistant")
@@ -96,37 +96,24 @@ def check_segments(template: ChatTemplate, name: str, talk: dict[str, Any], segm
         assert squeezed(answer["content"]) in squeezed(learnt(segment)), where
 
 
-FAMILIES = {
-    "chatml": ["A tool.<|im_end|>", "For work.<|im_end|>"],
-    "qwen": ["A tool.<|im_end|>", "For work.<|im_end|>"],
-    "llama2": [" A tool. </s>", " For work. </s>"],
-    "llama3": ["A tool.<|eot_id|>", "For work.<|eot_id|>"],
-    "alpaca": ["A tool.</s>", "For work.</s>"],
-    "vicuna": [" A tool.</s>", " For work.</s>"],
-    "default": ["A tool.</s>", "For work.</s>"],
-    "plain": ["A tool.</s>", "For work.</s>"],
-}
-
-
 def without_markers(source: str) -> str:
     """The same template with the generation tags turned into tags that do nothing but trim alike."""
     return re.sub(r"{%(-?) endgeneration %}", r"{%\1 endif %}", re.sub(r"{%(-?) generation %}", r"{%\1 if true %}", source))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_families_learn_answers_and_their_end(name: str) -> None:
-    template = resolve(name, None, VARIABLES)
-    (segment,) = template.supervise(TALK)
-    assert [segment.text[begin:end] for begin, end, _ in segment.spans] == FAMILIES[name]
-    assert segment.rung == "markers"
+WHOLE = sorted(set(families()) - {"mistral-v3", "mistral-tekken"})  # those two unroll a dialogue that has a system message
+ENDED_ONCE = {"aquila", "baichuan", "baichuan2", "chatglm2", "falcon", "falcon-instruct", "phi3", "solar", "ziya"}
+ENDED_BY_THE_NEXT = {"chatglm3", "glm4", "glm4-moe"}
+AGREE = sorted(set(WHOLE) - ENDED_ONCE - ENDED_BY_THE_NEXT)
+"""Families whose end of an answer can be told without markers: every answer ends alike, and before the next role's token."""
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", AGREE)
 def test_lower_rungs_agree_with_the_markers(name: str) -> None:
     marked = resolve(name, None, VARIABLES)
     bare = ChatTemplate("bare", without_markers(marked.source), VARIABLES)
     by_twin, by_markers = bare.supervise(TALK)[0], marked.supervise(TALK)[0]
-    assert by_twin.rung == ("twin" if name != "plain" else "sentinels")
+    assert by_twin.rung in ("twin", "sentinels")
     assert (by_twin.text, by_twin.spans) == (by_markers.text, by_markers.spans)
     bare._twin = None
     by_sentinels = bare.supervise(TALK)[0]
@@ -134,7 +121,7 @@ def test_lower_rungs_agree_with_the_markers(name: str) -> None:
     assert (by_sentinels.text, by_sentinels.spans) == (by_markers.text, by_markers.spans)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", AGREE)
 def test_last_all_and_weights(name: str) -> None:
     for template in (
         resolve(name, None, VARIABLES),
@@ -198,7 +185,7 @@ def test_dropped_reasoning_is_unrolled(shared: Path) -> None:
         assert [learnt(segment) for segment in segments] == expected
         assert {segment.rung for segment in segments} == {"unrolled"}
         (last,) = template.supervise(messages, train_on="last")
-        assert (learnt(last), last.rung) == (expected[1], "sentinels")
+        assert (learnt(last), last.rung) == (expected[1], "twin")
         messages[1]["weight"] = 0
         (second,) = template.supervise(messages)
         assert learnt(second) == expected[1]

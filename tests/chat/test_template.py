@@ -6,56 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from luthier.chat import ChatTemplate, TemplateRefused, families, render, resolve
+from luthier.chat import ChatTemplate, TemplateRefused, render, resolve
 from luthier.errors import UserError
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 ASK = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
 PAIR = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-
-PROMPTS = {
-    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
-    "qwen": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
-    "llama2": "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST]",
-    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "alpaca": "<s>S\n\n### Instruction:\nQ\n\n### Response:\n",
-    "vicuna": "<s>S USER: Q ASSISTANT:",
-    "default": "<s>System: S</s>\nHuman: Q</s>\nAssistant:",
-    "plain": "<s>SQ",
-}
-DEFAULT_SYSTEM = {
-    "qwen": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n",
-    "alpaca": "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
-    "vicuna": "<s>A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
-}
-
-
-def test_every_family_is_tested() -> None:
-    assert set(families()) == set(PROMPTS)
-
-
-@pytest.mark.parametrize("name", PROMPTS)
-def test_families_write_their_format(name: str) -> None:
-    template = resolve(name, "ignored", VARIABLES)
-    assert template.render(ASK, add_generation_prompt=True) == PROMPTS[name]
-    assert template.render(PAIR).startswith(DEFAULT_SYSTEM.get(name, ""))
-    prompt, whole = template.render(PAIR[:1], add_generation_prompt=True), template.render(PAIR)
-    assert whole.startswith(prompt)
-    assert whole[len(prompt) :].strip().startswith("A")
-    assert whole.rstrip().endswith(template.end_of_turn)
-    assert template.end_of_turn in template.stop_strings
-
-
-@pytest.mark.parametrize("name", PROMPTS)
-def test_families_refuse_what_they_would_lose(name: str) -> None:
-    template = resolve(name, None, VARIABLES)
-    with pytest.raises(TemplateRefused):
-        template.render([{"role": "user", "content": [{"type": "image"}]}])
-    if name != "qwen":
-        with pytest.raises(TemplateRefused):
-            template.render([PAIR[0], {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}])
 
 
 def test_qwen_is_qwen(shared: Path) -> None:
@@ -110,8 +66,8 @@ def test_a_refusal_is_one_line() -> None:
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(UserError, match="Did you mean `chatml`"):
-        resolve("chatlm", None, {})
+    with pytest.raises(UserError, match="Did you mean `alpaca`"):
+        resolve("alpacca", None, {})
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 An answer's span reaches from where the model begins to write to the end-of-turn token that it must learn to write, if the
 template writes one. Each rung either proves its spans or leaves them to the next:
 
-- `markers`    the template says it itself, with `{% generation %}`; exactly what the markers enclose.
+- `markers`    the template says it itself, with `{% generation %}`; exactly what the markers enclose, unless it rewrites history.
 - `twin`       one of our own templates, which has markers, writes the very same text for this conversation.
 - `sentinels`  marks around the assistant's fields of the one rendering; taking them out must give the same text, and none may
                be lost.
@@ -24,6 +24,7 @@ from typing import Any
 from luthier.chat.marks import NONCHARACTERS, Field, Marker, Place, unmark
 from luthier.chat.render import REASONING, Block, Message, Program, TemplateRefused, prepared
 from luthier.chat.shape import Shape
+from luthier.chat.thinking import around, thought_of
 
 Span = tuple[int, int, float]
 Targets = Mapping[int, float]
@@ -47,12 +48,16 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A template with everything it needs but the messages; its shape is only looked for when a rung asks."""
+    """A template with everything it needs but the messages; its shape is only looked for when a rung asks.
+
+    `rewrites`: it is known that an earlier question may look different once a later one follows it.
+    """
 
     program: Program
     variables: Mapping[str, Any]
     now: datetime | None
     shape: Callable[[], Shape] = Shape
+    rewrites: bool = False
 
     def blocks(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> tuple[str, list[Block]]:
         """Render; the text and its generation blocks."""
@@ -62,6 +67,21 @@ class View:
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Render; the text alone."""
         return self.blocks(messages, add_generation_prompt=add_generation_prompt)[0]
+
+
+def thoughts(view: View, messages: Sequence[Message], text: str) -> list[Place]:
+    """Where the thoughts of the answers stand in a rendering, tags included.
+
+    Raises:
+        TemplateRefused: marks around them change the text, so they cannot be told apart from it.
+    """
+    marker = Marker()
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant" and thought_of(message)]
+    clean, places = unmark(view.text(marker.mark(messages, turns)))
+    if clean != text:
+        raise TemplateRefused("its thoughts cannot be told apart from its answers")
+    found = (place for number, place in places.items() if marker.fields[number].kind == "reasoning")
+    return sorted(around(text, *place) for place in found)
 
 
 class _NextRung(Exception):
@@ -81,14 +101,31 @@ def climb(view: View, twin: Callable[[], View | None], messages: Sequence[Messag
         TemplateRefused: the template refuses the conversation, or no rung holds.
     """
     text, blocks = view.blocks(messages)
+    if blocks and (reason := _rewritten(view, messages, targets, text)):
+        return _unroll(view, messages, targets, reason)
     if blocks:
-        return [Rendered(text, _spans(_by_markers(view, messages, targets, blocks), targets), "markers")]
+        return [_marked(view, messages, targets, text, blocks)]
     if (other := twin()) and (found := _by_twin(other, messages, targets, text)):
         return [Rendered(text, _spans(found, targets), "twin")]
     try:
         return [_one_segment(view, messages, targets, text)]
     except _NextRung as failure:
         return _unroll(view, messages, targets, str(failure))
+
+
+def _marked(view: View, messages: Sequence[Message], targets: Targets, text: str, blocks: list[Block]) -> Rendered:
+    return Rendered(text, _spans(_by_markers(view, messages, targets, blocks), targets), "markers")
+
+
+def _rewritten(view: View, messages: Sequence[Message], targets: Targets, text: str) -> str:
+    """Why the whole text is not what the model saw when it gave each of these answers; empty if it is, as far as is known."""
+    for turn in targets:
+        thought = thought_of(messages[turn]).strip()
+        if thought and thought not in text and thought in view.text(messages[: turn + 1]):
+            return f"the template drops the reasoning of message {turn + 1} from history"
+        if view.rewrites and _prompt(view, messages, turn, text) is None:
+            return f"the template writes what comes before message {turn + 1} otherwise than it stood when it was written"
+    return ""
 
 
 def _one_segment(view: View, messages: Sequence[Message], targets: Targets, text: str) -> Rendered:
@@ -270,7 +307,9 @@ def _unroll(view: View, messages: Sequence[Message], targets: Targets, reason: s
             raise TemplateRefused(reason)
         until = messages[: turn + 1]
         try:
-            segment = _one_segment(view, until, {turn: targets[turn]}, view.text(until))
+            text, blocks = view.blocks(until)
+            find = _marked(view, until, {turn: targets[turn]}, text, blocks) if blocks else None
+            segment = find or _one_segment(view, until, {turn: targets[turn]}, text)
         except _NextRung as failure:
             raise TemplateRefused(str(failure)) from None
         segments.append(Rendered(segment.text, segment.spans, "unrolled"))

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.chat.families import Family, alike, families
-from luthier.chat.ladder import Rendered, Span, View, climb
+from luthier.chat.families import Family, alike, by_any_name, families
+from luthier.chat.ladder import Rendered, Span, View, climb, thoughts
 from luthier.chat.render import Message, Program, TemplateRefused, compiled, plain
 from luthier.chat.shape import Shape, find_shape
+from luthier.chat.thinking import DROP, KEEP, Thinking, stripped, thought_of, without, without_thought
 from luthier.errors import UserError, did_you_mean
 
 TrainOn = Literal["assistant", "all", "last"]
@@ -83,6 +84,8 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         train_on: TrainOn = "assistant",
         *,
+        thinking: Thinking = "template",
+        learn_thinking: bool = True,
         now: datetime | None = TRAINING_DAY,
         **extra: Any,
     ) -> list[Rendered]:
@@ -92,25 +95,32 @@ class ChatTemplate:
             messages: as for `render`. A `weight` on an assistant message weighs its characters; 0 leaves it out.
             tools: JSON schemas of functions.
             train_on: `assistant`: every answer; `last`: the last answer; `all`: every character.
+            thinking: what becomes of thoughts, see `thinking.py`.
+            learn_thinking: whether thoughts that stand in an answer are learnt with it.
             now: the time told to the template, fixed so that the same data gives the same tokens every day.
             **extra: further names for the template.
 
         Returns:
-            One segment, or several where the template rewrites history (see `ladder.py`); each has something to learn.
+            One segment, or several where history is rewritten (see `ladder.py`); each has something to learn.
 
         Raises:
             TemplateRefused: the template refuses the conversation, its answers cannot be located, or nothing is to be learnt.
         """
+        if thinking == "keep":
+            extra = {**KEEP, **extra}
+        elif thinking == "drop":
+            messages, extra = [without_thought(message) for message in messages], {**DROP, **extra}
         weights = {i: _weight(message, i) for i, message in enumerate(messages) if message["role"] == "assistant"}
         view = self._view(tools, now, extra)
-        if train_on == "all":
-            return [self._everything(view, messages, weights)]
-        targets = dict(list(weights.items())[-1:]) if train_on == "last" else weights
-        if not any(targets.values()):
-            raise TemplateRefused("every answer has weight 0" if targets else "there is no answer to learn")
-        segments = climb(view, lambda: self._twin_of(view), messages, targets)
-        if not all(targets.values()):
-            segments = [replace(segment, spans=_learnt(segment.spans)) for segment in segments]
+        if thinking == "strip" and train_on != "all" and any(thought_of(messages[turn]) for turn in list(weights)[:-1]):
+            segments = self._stripped(view, messages, train_on, weights, learn_thinking)
+        else:
+            messages = stripped(messages) if thinking == "strip" else messages
+            segments = self._located(view, messages, train_on, weights)
+            if not learn_thinking:
+                segments = _thoughtless(view, messages, segments)
+        if thinking == "keep":
+            _check_kept(messages, segments)
         if not all(segment.spans for segment in segments):
             raise TemplateRefused("there is nothing to learn: the template writes nothing for an answer")
         return segments
@@ -149,15 +159,43 @@ class ChatTemplate:
         """Our own template that writes the same for a short dialogue, if one does."""
         dialogue = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user", "assistant")]
         own = self._view(None, TRAINING_DAY, {})
-        for family in alike(self.source):
-            twin = replace(own, program=compiled(family.source))
-            for messages in (dialogue, dialogue[1:]):
+        for messages in (dialogue, dialogue[1:]):
+            for family in alike(self.source):
+                twin = replace(own, program=compiled(family.source))
                 try:
-                    if own.text(messages) == twin.text(messages):
+                    if _alike(own, twin, messages):
                         return twin.program
                 except TemplateRefused:
                     continue
         return None
+
+    def _located(
+        self, view: View, messages: Sequence[Message], train_on: TrainOn, weights: Mapping[int, float]
+    ) -> list[Rendered]:
+        """The segments of a conversation, with what is learnt in them."""
+        if train_on == "all":
+            return [self._everything(view, messages, weights)]
+        targets = dict(list(weights.items())[-1:]) if train_on == "last" else weights
+        if not any(targets.values()):
+            raise TemplateRefused("every answer has weight 0" if targets else "there is no answer to learn")
+        segments = climb(view, lambda: self._twin_of(view), messages, targets)
+        if not all(targets.values()):
+            segments = [replace(segment, spans=_learnt(segment.spans)) for segment in segments]
+        return segments
+
+    def _stripped(
+        self, view: View, messages: Sequence[Message], train_on: TrainOn, weights: Mapping[int, float], learn_thinking: bool
+    ) -> list[Rendered]:
+        """One segment for each answer, before which no thought stands."""
+        turns = [turn for turn, weight in weights.items() if weight]
+        segments: list[Rendered] = []
+        for turn in turns[-1:] if train_on == "last" else turns:
+            until = stripped(messages[: turn + 1])
+            found = self._located(view, until, "last", {turn: weights[turn]})
+            segments += found if learn_thinking else _thoughtless(view, until, found)
+        if not segments:
+            raise TemplateRefused("every answer has weight 0")
+        return [replace(segment, rung="unrolled") for segment in segments]
 
     def _everything(self, view: View, messages: Sequence[Message], weights: Mapping[int, float]) -> Rendered:
         """Every character with weight 1, except where an answer has a weight of its own."""
@@ -179,11 +217,42 @@ class ChatTemplate:
 
     def _view(self, tools: Sequence[Mapping[str, Any]] | None, now: datetime | None, extra: Mapping[str, Any]) -> View:
         variables = {**self.variables, **plain(extra), "tools": None if tools is None else plain(list(tools)), "documents": None}
-        return View(self._program, variables, now, lambda: self._shape(extra, tools is not None))
+        rewrites = self.family is not None and self.family.rewrites
+        return View(self._program, variables, now, lambda: self._shape(extra, tools is not None), rewrites)
+
+
+def _alike(own: View, twin: View, dialogue: Sequence[Message]) -> bool:
+    """Whether two templates write the same dialogue, and the same prompt for its last answer."""
+    asked, prompted = (view.text(dialogue[:-1], add_generation_prompt=True) for view in (own, twin))
+    return asked == prompted and own.text(dialogue) == twin.text(dialogue)
 
 
 def _learnt(spans: Iterable[Span]) -> tuple[Span, ...]:
     return tuple(span for span in spans if span[2] and span[0] < span[1])
+
+
+def _thoughtless(view: View, messages: Sequence[Message], segments: list[Rendered]) -> list[Rendered]:
+    """The segments with the thoughts in them taken out of what is learnt; unrolled ones end with the answer they are made for."""
+    if not any(thought_of(message) for message in messages if message["role"] == "assistant"):
+        return segments
+    turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    changed: list[Rendered] = []
+    for segment in segments:
+        until = messages
+        if segment.rung == "unrolled":
+            until = next(messages[: turn + 1] for turn in turns if view.text(messages[: turn + 1]) == segment.text)
+        spans = without(segment.spans, thoughts(view, until, segment.text))
+        changed.append(replace(segment, spans=spans))
+    return changed
+
+
+def _check_kept(messages: Sequence[Message], segments: list[Rendered]) -> None:
+    """Refuse where a template has dropped a thought that it was asked to keep."""
+    text = segments[0].text
+    for number, message in enumerate(messages, 1):
+        thought = thought_of(message).strip() if message["role"] == "assistant" else ""
+        if len(segments) > 1 or thought not in text:
+            raise TemplateRefused(f"the template does not keep the thought of message {number}, as `thinking: keep` asks")
 
 
 def _weight(message: Message, index: int) -> float:
@@ -199,7 +268,7 @@ def resolve(choice: str, tokenizer_template: str | None, variables: Mapping[str,
     """The template that a recipe asks for.
 
     Args:
-        choice: `auto`, a family's name, or the path of a `.jinja` file.
+        choice: `auto`, a family's name or alias, the path of a `.jinja` file, or a template itself (a text with `{{` or `{%`).
         tokenizer_template: the template that came with the tokenizer.
         variables: names for the template, such as `bos_token` and `eos_token`.
 
@@ -211,11 +280,13 @@ def resolve(choice: str, tokenizer_template: str | None, variables: Mapping[str,
     if choice == "auto":
         note = "the tokenizer has no chat template; the family `default` is used"
         return ChatTemplate("default", families()["default"].source, variables, family=families()["default"], note=note)
-    if choice in families():
-        return ChatTemplate(choice, families()[choice].source, variables, family=families()[choice])
+    if family := by_any_name().get(choice):
+        return ChatTemplate(choice, family.source, variables, family=family)
+    if "{{" in choice or "{%" in choice:
+        return _written(choice, "data.template", "the recipe's", variables)
     if choice.endswith(".jinja"):
         return _from_file(Path(choice), variables)
-    hint = "A template file ends in `.jinja`." if "/" in choice else did_you_mean(choice, ["auto", *families()])
+    hint = "A template file ends in `.jinja`." if "/" in choice else did_you_mean(choice, ["auto", *by_any_name()])
     raise UserError(f"unknown template `{choice}`", where="data.template", hint=hint)
 
 
@@ -226,7 +297,12 @@ def _from_file(path: Path, variables: Mapping[str, str]) -> ChatTemplate:
         raise UserError(f"the template cannot be read: {error.strerror}", where=str(path)) from error
     except UnicodeDecodeError as error:
         raise UserError("the template is not UTF-8 text", where=str(path), hint="Save it as UTF-8.") from error
+    return _written(source, str(path), path.stem, variables)
+
+
+def _written(source: str, where: str, name: str, variables: Mapping[str, str]) -> ChatTemplate:
+    """A template that the user wrote; a mistake in it is told with its place."""
     try:
-        return ChatTemplate(path.stem, source, variables)
+        return ChatTemplate(name, source, variables)
     except UserError as error:
-        raise UserError(error.what, where=str(path)) from error
+        raise UserError(error.what, where=where) from error
