@@ -48,14 +48,22 @@ def resolve(source: Source, *, registry: str | None = None, stage: str | None = 
     entry = find(source.name, registry)
     if entry.refused:
         raise UserError(entry.refused, where=f"{entry.registry}: {entry.name}")
-    options = {name: value for name, value in entry.options.items() if name not in source.model_fields_set}
-    if entry.prompt_only and stage in ("pt", None):
-        options |= {"format": "text", "columns": {"text": entry.prompt_only}}
-    options["columns"] = {**options.get("columns", {}), **source.columns}
+    options = _options(entry, source, stage)
     path, hub = _place(entry, source.hub)
     if entry.checksum and hub == "auto":
         _check(entry, Path(path))
     return source.model_copy(update={**options, "path": path, "hub": hub})
+
+
+def _options(entry: Entry, source: Source, stage: str | None) -> dict[str, Any]:
+    """What the entry says and the source does not. Columns are added to; those of another format than is read mean nothing."""
+    given = dict(entry.options)
+    if entry.prompt_only and stage in ("pt", None):
+        given |= {"format": "text", "columns": {"text": entry.prompt_only}}
+    said = Source(path="x", **given)
+    options = {name: getattr(said, name) for name in given if name not in source.model_fields_set}
+    other = "format" in source.model_fields_set and source.format != said.format
+    return {**options, "columns": {**({} if other else said.columns), **source.columns}}
 
 
 def find(name: str, registry: str | None = None) -> Entry:
