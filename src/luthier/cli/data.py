@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli.data_cache import cache_app
 from luthier.cli.data_check import check
+from luthier.cli.data_convert import convert
 
 if TYPE_CHECKING:
     from luthier.data.batch import GlobalBatches
@@ -27,6 +29,8 @@ def data() -> None:
 
 
 data_app.command()(check)
+data_app.command()(convert)
+data_app.add_typer(cache_app, name="cache")
 
 
 @data_app.command()

@@ -120,3 +120,10 @@ def _ranges(numbers: list[int]) -> str:
             runs.append([number, number])
     shown = [str(a) if a == b else f"{a}–{b}" for a, b in runs[:_RANGES]]
     return ", ".join([*shown, "…"] if len(runs) > _RANGES else shown)
+
+
+def printable(text: str, most: int = 60) -> str:
+    """Text for one line of a terminal: cut after `most` characters, and no character in it that does more than stand there."""
+    line = text[:most].replace("\n", "⏎")
+    shown = "".join(letter if letter.isprintable() else f"<U+{ord(letter):04X}>" for letter in line)
+    return shown if len(text) <= most else f"{shown}…"

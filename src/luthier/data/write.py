@@ -1,8 +1,9 @@
 r"""Rows to a file: the counterpart of `read`, row by row, whole or absent.
 
-The suffix says how: `.jsonl` one row a line, `.json` one array, `.csv` and `.tsv` a table whose columns are those of the first row,
-`.txt` documents with `<|endoftext|>` between them; each also `.gz`. In a table, lists and mappings are written as JSON, as the
-readers expect them. All is UTF-8 with `\n` line ends. The file is written beside its place and renamed when it is complete.
+The suffix says how: `.jsonl` one row a line, `.json` one array, `.csv` and `.tsv` a table, `.txt` documents with `<|endoftext|>` after
+each; all of them also `.gz`. The columns of a table are those of all rows, so its rows wait in a temporary file until the last one is
+known; lists and mappings in it are written as JSON, as the readers expect them. All is UTF-8 with `\n` line ends. The file is written
+beside its place and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +26,7 @@ from luthier.files import sync, temporary_sibling
 
 WRITTEN = ("jsonl", "json", "csv", "tsv", "txt")
 """Suffixes that are written, each also with `.gz`."""
+_TABLES = ("csv", "tsv")
 
 
 class RowWriter:
@@ -42,83 +45,110 @@ class RowWriter:
 
     def __init__(self, path: Path, *, replace: bool = False) -> None:
         suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
-        packed = suffixes[-1:] == ["gz"]
-        kind = "".join((suffixes[:-1] if packed else suffixes)[-1:])
-        if kind not in WRITTEN:
+        self._packed = suffixes[-1:] == ["gz"]
+        self._kind = "".join((suffixes[:-1] if self._packed else suffixes)[-1:])
+        if self._kind not in WRITTEN:
             raise UserError("does not say how to write it", where=shown(path), hint=f"End it in .{', .'.join(WRITTEN)} (or .gz).")
         if path.exists() and not replace:
             raise UserError("is there already", where=shown(path), hint="Choose another name, or give --force.")
         if not path.parent.is_dir():
             raise UserError(f"there is no folder `{shown(path.parent)}`", where=shown(path), hint="Make it first.")
         self.path, self.rows = path, 0
-        self._kind, self._packed = kind, packed
         self._temporary = temporary_sibling(path)
-        self._columns: list[str] = []
-        self._table: Any = None
+        self._columns: dict[str, None] = {}
 
     def __enter__(self) -> RowWriter:
         try:
             self._raw = self._temporary.open("wb")
         except PermissionError as error:
             raise UserError("may not be written (permission denied)", where=shown(self.path)) from error
-        self._bytes: Any = gzip.GzipFile("", "wb", 6, self._raw, mtime=0) if self._packed else self._raw
+        self._out: Any = gzip.GzipFile("", "wb", 6, self._raw, mtime=0) if self._packed else self._raw
+        self._waiting = tempfile.TemporaryFile(dir=self.path.parent) if self._kind in _TABLES else None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        done = False
         try:
-            if kind is None and self._kind == "json":
-                self._bytes.write(b"\n]\n" if self.rows else b"[]\n")
+            if kind is None:
+                self._finish()
+                done = True
         finally:
-            if self._bytes is not self._raw:
-                self._bytes.close()
+            if self._waiting:
+                self._waiting.close()
+            if self._out is not self._raw:
+                self._out.close()
             self._raw.close()
-        if kind is not None:
-            self._temporary.unlink(missing_ok=True)
-            return
-        sync(self._temporary)
-        self._temporary.replace(self.path)
-        sync(self.path.parent)
+            if not done:
+                self._temporary.unlink(missing_ok=True)
+        if done:
+            sync(self._temporary)
+            self._temporary.replace(self.path)
+            sync(self.path.parent)
 
     def write(self, row: Any) -> None:
         """Write one row.
 
         Raises:
-            RowError: the file cannot hold it: half a character, columns that the first row has not, or no text in a `.txt`.
+            RowError: the file cannot hold it: half a character, a list in a table, or no text in a `.txt`.
         """
-        make: dict[str, Callable[[Any], str]] = {"json": self._json, "jsonl": self._jsonl, "txt": self._document}
-        text = make.get(self._kind, self._cells)(row)
+        if self._kind == "txt":
+            text = f"{_document(row)}\n{END_OF_TEXT}\n"
+        elif self._kind == "json":
+            text = ("[\n" if not self.rows else ",\n") + _dump(row)
+        else:
+            text = _dump(row) + "\n"
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise RowError("holds half of a surrogate pair, which is no character") from error
-        self._bytes.write(data)
+        if self._waiting:
+            if not isinstance(row, dict):
+                raise RowError(f"a .{self._kind} file holds rows with columns, and this is a list")
+            self._columns.update(dict.fromkeys(row))
+        (self._waiting or self._out).write(data)
         self.rows += 1
 
-    def _json(self, row: Any) -> str:
-        return ("[\n" if not self.rows else ",\n") + _dump(row)
+    def loses(self, row: Any) -> str | None:
+        """What a reader of the file would not find in a row as it was, in words; None in a JSON file."""
+        if self._kind == "txt":
+            text = _document(row)
+            lines = text.split("\n")
+            if any(line.strip() == END_OF_TEXT for line in lines):
+                return f"what is one document (it holds `{END_OF_TEXT}`)"
+            same = text == text.rstrip() and lines[0].strip() and not any(line.endswith("\r") for line in lines)
+            return None if same else "white space around documents"
+        texts = row.values() if self._kind in _TABLES and isinstance(row, dict) else ()
+        return r"`\r\n` as the end of a line" if any(isinstance(text, str) and "\r\n" in text for text in texts) else None
 
-    def _jsonl(self, row: Any) -> str:
-        return _dump(row) + "\n"
+    def _finish(self) -> None:
+        if self._kind == "json":
+            self._out.write(b"\n]\n" if self.rows else b"[]\n")
+        elif self._waiting:
+            for line in self._table():
+                self._out.write(line.encode())
 
-    def _document(self, row: Any) -> str:
-        text = row.get("text") if isinstance(row, dict) else None
-        if not isinstance(text, str) or len(row) > 1:
-            raise RowError("a .txt file holds nothing but text")
-        return f"\n{END_OF_TEXT}\n{text}" if self.rows else text
+    def _table(self) -> Iterator[str]:
+        """The lines of the table: its header, then the rows that were waiting."""
+        assert self._waiting is not None
+        self._waiting.seek(0)
+        if self._columns:
+            yield self._line(self._columns)
+        for waiting in self._waiting:
+            row = json.loads(waiting)
+            yield self._line(_cell(row.get(name)) for name in self._columns)
 
-    def _cells(self, row: Any) -> str:
-        """A line of a table, under the header if it is the first."""
-        if not isinstance(row, dict):
-            raise RowError(f"a .{self._kind} file holds rows with columns, and this is a list")
-        if unknown := [name for name in row if name not in self._columns] if self.rows else []:
-            raise RowError(f"has `{unknown[0]}`, which is no column of the first row; write .jsonl instead")
-        table = io.StringIO()
-        writer = csv.writer(table, delimiter="\t" if self._kind == "tsv" else ",", lineterminator="\n")
-        if not self.rows:
-            self._columns = list(row)
-            writer.writerow(self._columns)
-        writer.writerow([_cell(row.get(name)) for name in self._columns])
-        return table.getvalue()
+    def _line(self, cells: Iterable[str]) -> str:
+        line = io.StringIO()
+        separator = "\t" if self._kind == "tsv" else ","
+        csv.writer(line, delimiter=separator, lineterminator="\r\n").writerow(cells)  # so that it quotes both characters
+        return line.getvalue()[:-2] + "\n"
+
+
+def _document(row: Any) -> str:
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str) or len(row) > 1:
+        raise RowError("a .txt file holds nothing but text")
+    return text
 
 
 def _cell(value: Any) -> str:

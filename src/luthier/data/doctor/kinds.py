@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from luthier.data.examples import Origin
+from luthier.data.problems import printable
 from luthier.errors import UserError, did_you_mean
 
 _LONGEST_ID = 40
@@ -118,13 +119,6 @@ def kinds_named(names: str, flag: str) -> frozenset[str]:
     for name in sorted(found - KINDS.keys()):
         raise UserError(f"there is no kind of problem `{printable(name)}`", where=flag, hint=did_you_mean(name, KINDS))
     return found
-
-
-def printable(text: str, most: int = 60) -> str:
-    """Text for one line of a terminal: cut after `most` characters, and no character in it that does more than stand there."""
-    line = text[:most].replace("\n", "⏎")
-    shown = "".join(letter if letter.isprintable() else f"<U+{ord(letter):04X}>" for letter in line)
-    return shown if len(text) <= most else f"{shown}…"
 
 
 def row_id(value: Any) -> str | None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from luthier.data.doctor.kinds import printable
 from luthier.data.doctor.row import Row
 from luthier.data.formats import Format
-from luthier.data.problems import RowError, RowProblem
+from luthier.data.problems import RowError, RowProblem, printable
 from luthier.data.read_examples import parse
 
 _LONGEST = 200

@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from luthier.data.doctor.kinds import printable
 from luthier.data.doctor.row import Row, strings
+from luthier.data.problems import printable
 
 Found = Iterator[tuple[str, str]]
 """Kind and what, for each problem in a text."""

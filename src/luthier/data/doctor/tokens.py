@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from luthier.chat import ChatTemplate, TemplateRefused
 from luthier.chat.template import TrainOn
-from luthier.data.doctor.kinds import printable
 from luthier.data.doctor.lengths import Lengths
 from luthier.data.doctor.row import Row, talks
 from luthier.data.encode import Span, joined, weigh
 from luthier.data.examples import Conversation, Document, Example, Prompt
+from luthier.data.problems import printable
 from luthier.data.tokenizer import Tokenizer
 
 _LONGEST = 160

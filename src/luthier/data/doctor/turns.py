@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from luthier.data.doctor.kinds import printable
 from luthier.data.doctor.languages import language
 from luthier.data.doctor.row import Row, talks
 from luthier.data.doctor.texts import SPECIAL, masked
 from luthier.data.examples import Conversation, Document, Example, Message, Preference, Prompt
+from luthier.data.problems import printable
 
 Found = Iterator[tuple[str, str, str]]
 """Kind, what, and where in the row."""
