@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import tracemalloc
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from luthier.data.problems import RowProblem
 from luthier.data.read import read_rows
+from luthier.data.textfile import Mark
 from luthier.errors import UserError
 
 ROWS = [{"instruction": f"question {i}", "input": "", "output": f"答案\n{i}"} for i in range(4)]
@@ -302,3 +304,53 @@ def test_the_shared_files_have_the_rows_their_list_says(shared: Path) -> None:
         found = [row for _, row in read_rows(shared / "data" / name)]
         assert len(found) == rows, name
         assert not any(isinstance(row, RowProblem) for row in found), name
+
+
+def _kinds(folder: Path) -> dict[str, Path]:
+    """The same seven rows in every kind of file; the third holds the first character beyond ASCII."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": f"row {number}" + " 你好" * (number > 1)} for number in range(7)]
+    lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    files = {name: folder / f"rows.{name}" for name in ("jsonl", "jsonl.gz", "json", "csv", "txt", "parquet")}
+    files |= {"gb18030": folder / "gb18030.jsonl", "utf-16": folder / "utf-16.jsonl", "bom": folder / "bom.jsonl"}
+    files["jsonl"].write_text(lines, encoding="utf-8")
+    files["jsonl.gz"].write_bytes(gzip.compress(lines.encode()))
+    files["gb18030"].write_bytes(lines.encode("gb18030"))
+    files["utf-16"].write_bytes(lines.encode("utf-16"))
+    files["bom"].write_bytes(lines.encode("utf-8-sig"))
+    files["json"].write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    files["csv"].write_text("text\n" + "\n".join(row["text"] for row in rows), encoding="utf-8")
+    files["txt"].write_text("\n".join(row["text"] for row in rows), encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), files["parquet"], row_group_size=3)
+    return files
+
+
+def test_reading_goes_on_from_any_mark(tmp_path: Path) -> None:
+    for name, file in _kinds(tmp_path).items():
+        whole = list(read_rows(file))
+        assert len(whole) == 7, name
+        for count in range(8):
+            mark = Mark()
+            begun = list(islice(read_rows(file, mark=mark), count))
+            assert begun + list(read_rows(file, mark=replace(mark))) == whole, (name, count)
+
+
+@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+def test_what_lies_before_a_mark_is_not_read(tmp_path: Path, name: str) -> None:
+    file, mark = _kinds(tmp_path)[name], Mark()
+    whole = list(read_rows(file))
+    list(islice(read_rows(file, mark=mark), 4))
+    content = bytearray(file.read_bytes())
+    if name == "jsonl":
+        second = content.index(b"\n\n") + 2
+        content[content.index(b"\n", second) : mark.offset - 1] = b"x" * (mark.offset - 1 - content.index(b"\n", second))
+    else:
+        import pyarrow.parquet
+
+        column = pyarrow.parquet.ParquetFile(file).metadata.row_group(0).column(0)
+        begin = column.dictionary_page_offset or column.data_page_offset
+        content[begin : begin + column.total_compressed_size] = bytes(column.total_compressed_size)
+    file.write_bytes(content)
+    assert list(read_rows(file, mark=mark)) == whole[4:]

@@ -10,6 +10,7 @@ however large the file is. Of a JSON array the text is held (see `read_json`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from luthier.data.parts import KINDS
 from luthier.data.problems import RowProblem
 from luthier.data.read_json import Row, read_json
 from luthier.data.read_table import read_csv, read_parquet
-from luthier.data.textfile import open_bytes, read_lines, shown
+from luthier.data.textfile import Mark, open_bytes, read_lines, shown
 from luthier.errors import UserError
 
 Documents = Literal["auto", "line", "paragraph", "file"]
@@ -27,13 +28,14 @@ END_OF_TEXT = "<|endoftext|>"
 """Alone on a line, it separates the documents of a text file."""
 
 
-def read_rows(path: Path, *, documents: Documents = "auto", headless: bool = False) -> Iterator[Row]:
+def read_rows(path: Path, *, documents: Documents = "auto", headless: bool = False, mark: Mark | None = None) -> Iterator[Row]:
     """Yield `(origin, row)` for each row of a data file; the row is a `RowProblem` where it could not be read.
 
     Args:
         path: the file.
         documents: how a text file is split.
         headless: a csv file has no header; its columns are called `1`, `2`, …
+        mark: where to begin; it follows the rows. JSON lines and parquet begin there, other files are read up to there.
 
     Raises:
         UserError: the file is missing, empty, damaged, or of an unknown kind.
@@ -42,25 +44,26 @@ def read_rows(path: Path, *, documents: Documents = "auto", headless: bool = Fal
         head = file.read(4096)
         if not head:
             raise UserError("is empty", where=shown(path))
-    rows = _reader(path, head, documents, headless)
-    first = next(rows, None)
-    if first is None:
+    mark = mark or Mark()
+    rows, begun = _reader(path, head, documents, headless, mark), mark.row > 0
+    for origin, row in rows:
+        mark.row, begun = origin.row + 1, True
+        yield origin, row
+    if not begun:
         raise UserError("is empty: it holds no rows", where=shown(path))
-    yield first
-    yield from rows
 
 
-def _reader(path: Path, head: bytes, documents: Documents, headless: bool) -> Iterator[Row]:
+def _reader(path: Path, head: bytes, documents: Documents, headless: bool, mark: Mark) -> Iterator[Row]:
     suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
     kind = suffixes[-1] if suffixes else ""
     if kind == "parquet" or head[:4] == b"PAR1":
-        return read_parquet(path)
+        return read_parquet(path, mark.row)
     if kind in ("csv", "tsv"):
-        return read_csv(path, "\t" if kind == "tsv" else None, headless=headless)
+        return islice(read_csv(path, "\t" if kind == "tsv" else None, headless=headless), mark.row, None)
     if kind == "txt":
-        return read_documents(path, documents)
+        return islice(read_documents(path, documents), mark.row, None)
     if kind in ("json", "jsonl", "ndjson") or head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-        return read_json(path)
+        return read_json(path, mark)
     raise UserError("is of an unknown kind", where=shown(path), hint=f"Known: {', '.join(KINDS)}, each also .gz or .zst.")
 
 

@@ -15,6 +15,7 @@ from luthier.data.fill import Filler
 from luthier.data.formats import FORMATS, Format
 from luthier.data.formats.fields import kind
 from luthier.data.problems import Problems, RowError, RowProblem
+from luthier.data.read_json import Row
 from luthier.data.registry import resolve
 from luthier.data.sources import rows_of, title_of
 from luthier.errors import UserError, did_you_mean
@@ -42,7 +43,13 @@ _MEDIA = ("images", "videos", "audios")
 
 
 def read_examples(
-    source: Source, problems: Problems, *, stage: str | None = None, system: str | None = None, fill: Filler | None = None
+    source: Source,
+    problems: Problems,
+    *,
+    stage: str | None = None,
+    system: str | None = None,
+    fill: Filler | None = None,
+    rows: Iterator[Row] | None = None,
 ) -> Iterator[Example]:
     """Yield the examples of a source, of the kind that the stage learns from.
 
@@ -52,12 +59,13 @@ def read_examples(
         stage: `pt`, `sft`; None takes examples of any kind.
         system: system prompt for conversations that bring none.
         fill: fills placeholders.
+        rows: to be read in place of all rows of the source.
 
     Raises:
         UserError: the file cannot be read at all, its format cannot be told, or does not fit the stage.
     """
     source = resolve(source, stage=stage)
-    chosen, rows = choose_format(source, rows_of(source), stage)
+    chosen, rows = choose_format(source, rows_of(source) if rows is None else rows, stage)
     _check_stage(chosen, source, stage)
     check_columns(chosen, source)
     count = 0
@@ -165,11 +173,6 @@ def _check_kinds(examples: Sequence[Example], stage: str | None, *, first: bool)
 
 
 def check_columns(chosen: Format, source: Source) -> None:
-    """Refuse a name in `columns` that the format does not have.
-
-    Raises:
-        UserError: with the nearest name.
-    """
     """Refuse names of columns that the format does not have.
 
     Raises:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from luthier.data.examples import Origin
 from luthier.data.problems import RowProblem
-from luthier.data.textfile import read_lines, read_text, shown
+from luthier.data.textfile import Mark, read_lines, read_text, shown
 
 Row = tuple[Origin, Any]
 
@@ -28,12 +29,12 @@ _TOO_DEEP = "is nested too deeply"
 _NOT_UNICODE = r"holds half of a surrogate pair (`\ud83d` alone), which is not text"
 
 
-def read_json(path: Path) -> Iterator[Row]:
-    """Rows of a JSON file of any layout."""
-    layout = _layout(path)
+def read_json(path: Path, mark: Mark | None = None) -> Iterator[Row]:
+    """Rows of a JSON file of any layout, from a mark on, which follows them. Only lines can be read from anywhere."""
+    layout, mark = _layout(path), mark or Mark()
     if layout == "lines":
-        return _lines(path)
-    return _array(path) if layout == "array" else _values(path)
+        return _lines(path, mark) if mark.offset or not mark.row else islice(_lines(path, Mark()), mark.row, None)
+    return islice(_array(path) if layout == "array" else _values(path), mark.row, None)
 
 
 def _layout(path: Path) -> Literal["lines", "array", "values"]:
@@ -62,10 +63,10 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def _lines(path: Path, mark: Mark) -> Iterator[Row]:
     """One value a line; blank lines do not count."""
-    file, row = shown(path), 0
-    for number, line in read_lines(path):
+    file, row = shown(path), mark.row
+    for number, line in read_lines(path, mark):
         if isinstance(line, RowProblem):
             yield Origin(file, number, row), line
         elif not line.isspace():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from luthier.data.examples import Origin
@@ -82,19 +83,23 @@ def read_csv(path: Path, delimiter: str | None = None, *, headless: bool = False
         row += 1
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a parquet file, a batch at a time."""
+def read_parquet(path: Path, first: int = 0) -> Iterator[Row]:
+    """Rows of a parquet file, a batch at a time, from row `first` on; groups of rows before it are not read."""
     import pyarrow
     import pyarrow.parquet
 
-    file, row = shown(path), 0
+    file = shown(path)
     with open_bytes(path) as stream:
         packed = stream.peek(4)[:4] != b"PAR1"
         try:
             table = pyarrow.parquet.ParquetFile(stream)
-            for batch in table.iter_batches(batch_size=_BATCH):
+            ends = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
+            groups = [group for group, end in enumerate(ends) if end > first]
+            row = ends[groups[0] - 1] if groups and groups[0] else 0
+            for batch in table.iter_batches(batch_size=_BATCH, row_groups=groups) if groups else ():
                 for value in batch.to_pylist():
-                    yield Origin(file, row + 1, row), value
+                    if row >= first:
+                        yield Origin(file, row + 1, row), value
                     row += 1
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
             said = str(error).splitlines()[0]

@@ -19,6 +19,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,26 +99,60 @@ def _nearest_file(path: Path) -> str | None:
     return f"Did you mean `{shown(path.parent / best)}`?" if best else None
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str | RowProblem]]:
-    r"""Numbered lines (from 1) with their `\n`, read as they are asked for; a line that does not decode is a `RowProblem`."""
+@dataclass
+class Mark:
+    """Where reading stands in a file, so that it can go on there.
+
+    Attributes:
+        row: rows read.
+        line: lines read; 0 in files that are not read line by line.
+        offset: bytes of these lines, unpacked.
+        encoding: theirs, once something beyond ASCII was met.
+    """
+
+    row: int = 0
+    line: int = 0
+    offset: int = 0
     encoding: str | None = None
+
+
+def read_lines(path: Path, mark: Mark | None = None) -> Iterator[tuple[int, str | RowProblem]]:
+    r"""Numbered lines (from 1) with their `\n`, read as they are asked for; a line that does not decode is a `RowProblem`.
+
+    Args:
+        path: the file.
+        mark: where to begin; it follows what is read, except in UTF-16, where the whole file is decoded at once.
+    """
+    mark = mark or Mark()
     with open_bytes(path) as file:
-        if file.peek(2)[:2] in _UTF16:
+        _advance(file, mark.offset)
+        if not mark.offset and file.peek(2)[:2] in _UTF16:
             text = _decode_whole(file.read(), path)
             yield from enumerate(io.StringIO(text, newline="\n"), 1)
             return
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(file, mark.line + 1):
+            mark.line = number
+            mark.offset += len(raw)
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
-            if encoding is None:
+            if mark.encoding is None:
                 if raw.isascii():
                     yield number, raw.decode("ascii")
                     continue
-                encoding = _detect(raw + file.peek(_SAMPLE), path, number)
+                mark.encoding = _detect(raw + file.peek(_SAMPLE), path, number)
             try:
-                yield number, raw.decode(encoding)
+                yield number, raw.decode(mark.encoding)
             except UnicodeDecodeError as error:
                 yield number, RowProblem(_undecodable(error))
+
+
+def _advance(file: io.BufferedReader[Any], offset: int) -> None:
+    """Go to a byte; what is packed has to be unpacked up to there."""
+    if offset and file.seekable():
+        file.seek(offset)
+        return
+    while offset > 0 and (block := file.read(min(offset, _BUFFER))):
+        offset -= len(block)
 
 
 def read_text(path: Path) -> str:
