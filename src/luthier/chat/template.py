@@ -14,6 +14,7 @@ from luthier.chat.ladder import Rendered, Span, View, climb, thoughts
 from luthier.chat.render import Message, Program, TemplateRefused, compiled, plain
 from luthier.chat.shape import Shape, find_shape
 from luthier.chat.thinking import DROP, KEEP, Thinking, stripped, thought_of, without, without_thought
+from luthier.chat.tools import Answer, parse, recognise
 from luthier.errors import UserError, did_you_mean
 
 TrainOn = Literal["assistant", "all", "last"]
@@ -141,6 +142,20 @@ class ChatTemplate:
             shape = self._shape({}, False)
             texts = [shape.end_of_turn, shape.next_turn, self._eos]
         return tuple(dict.fromkeys(text for text in texts if text))
+
+    @property
+    def tool_format(self) -> str | None:
+        """How it calls functions: a name in `chat.tools.FORMATS`; None if it does not, or in no way that is known."""
+        return self.family.tools if self.family else recognise(self.source)
+
+    def parse(self, text: str, tools: Sequence[Mapping[str, Any]] | None = None) -> Answer:
+        """Take an answer apart into its text, its thought and its calls of functions.
+
+        Args:
+            text: what the model wrote, special tokens included, without its end-of-turn token.
+            tools: JSON schemas of the functions that it knew.
+        """
+        return parse(text, self.tool_format, tools)
 
     @property
     def _eos(self) -> str:
