@@ -9,6 +9,7 @@ import typer
 from luthier.cli.data_cache import cache_app
 from luthier.cli.data_check import check
 from luthier.cli.data_convert import convert
+from luthier.cli.data_registry import add, formats, list_, show
 
 if TYPE_CHECKING:
     from luthier.data.batch import GlobalBatches
@@ -30,6 +31,10 @@ def data() -> None:
 
 data_app.command()(check)
 data_app.command()(convert)
+data_app.command()(formats)
+data_app.command("list")(list_)
+data_app.command()(show)
+data_app.command()(add)
 data_app.add_typer(cache_app, name="cache")
 
 

@@ -66,7 +66,7 @@ def title_of(source: Source) -> str:
         return source.name
     if not source.path:
         return shown(Path(source.python.rpartition(":")[0])) if source.python else "the source"
-    return source.path if is_address(source.path) or _is_hub_id(source.path, source.hub) else shown(Path(source.path))
+    return source.path if is_address(source.path) or is_on_hub(source.path, source.hub) else shown(Path(source.path))
 
 
 def lines_of(source: Source) -> int:
@@ -84,7 +84,7 @@ def parts_of(source: Source) -> tuple[Part, ...]:
     return _parts(source.path, source.hub, source.revision, source.subset, source.split, source.folder)
 
 
-def _is_hub_id(path: str, hub: str) -> bool:
+def is_on_hub(path: str, hub: str = "auto") -> bool:
     """Whether a path means a data set on a hub: it is written so, or the hub is named, and nothing of that name lies here."""
     return (is_hub_id(path) or hub != "auto") and not os.path.exists(path)
 
@@ -97,7 +97,7 @@ def _parts(
         from luthier.data.remote import address_parts
 
         return address_parts(path)
-    if _is_hub_id(path, hub):
+    if is_on_hub(path, hub):
         from luthier.data.remote_hub import hub_parts
 
         return hub_parts(path, hub, revision=revision, subset=subset, split=split, folder=folder)
