@@ -3,6 +3,7 @@
 # make test-all     every test
 # make test-compat  the tests with the oldest transformers that Luthier supports, in .venv-compat
 # make bench        Luthier beside its peers, each in an environment of its own: hours; BENCH=--quick to see that it runs
+# make pictures     the pictures in README and docs, from a real run
 # make lint         ruff, mypy and the import rule alone          make format   let ruff rewrite the code
 # make clean        remove environments, caches and build folders; runs stay
 
@@ -17,7 +18,7 @@ PACKAGING := pyproject.toml constraints.txt
 # One thread for each process: two test processes on two cores are faster so than with the cores shared.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-all test-compat bench lint format clean
+.PHONY: demo test test-all test-compat bench pictures lint format clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -34,6 +35,9 @@ test-compat: $(COMPAT)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+pictures: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python docs/_reference/pictures.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -6,7 +6,7 @@
 
 Runs alternate: Luthier, a peer, Luthier, the next peer, …, as many rounds as `--pairs`. CPU seconds of the training process count, so
 another process on the machine changes little, and the ratio of two runs side by side less. A peer's environment is installed when it is
-missing. What was measured takes the place of the same cell in `results.json`, from which the tables in `README.md` are made; each
+missing. What was measured takes the place of the same cell in `results.json`, from which `pages.py` makes the tables; each
 run is also appended to `LOG.md`. A side that cannot be installed or run is a row that says why.
 """
 
@@ -26,17 +26,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pages
 import workload
 from measure import Case, Measured, help_seconds, measure
 from sides import LUTHIER, PEERS, Side, Unavailable
-from table import Comparison, Start, put_between, tables
+from table import Comparison, Start, tables
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared/data/llamafactory/alpaca_en_demo.json"
-RESULTS, README, LOG = HERE / "results.json", HERE / "README.md", HERE / "LOG.md"
+RESULTS, LOG = pages.RESULTS, HERE / "LOG.md"
 MODEL = HERE.parent / "build/bench/model"
 KINDS = ("lora-fp32", "lora-bf16", "full-fp32", "full-bf16")
-SETTINGS = ("best", "default")
+SETTINGS = pages.SETTINGS
 EXAMPLES, MAX_LENGTH = 8, 512
 FEW, MANY = 1_000, 10_000
 
@@ -145,7 +146,7 @@ def say(line: str) -> None:
 
 
 def keep(comparisons: list[Comparison], starts: list[Start]) -> None:
-    """Put the new numbers in the place of the old ones, and write the page anew from all of them."""
+    """Put the new numbers in the place of the old ones, and write the pages anew from all of them."""
     stored = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"speed": [], "start": []}
     speed = {cell.key: cell for cell in (*map(Comparison.of, stored["speed"]), *comparisons)}
     start = {one.side: one for one in (*(Start(**values) for values in stored["start"]), *starts)}
@@ -154,7 +155,7 @@ def keep(comparisons: list[Comparison], starts: list[Start]) -> None:
     begun = [start[side.title] for side in (LUTHIER, *PEERS.values()) if side.title in start]
     text = json.dumps({"speed": [cell.to_json() for cell in cells], "start": [vars(one) for one in begun]}, indent=1)
     RESULTS.write_text(text + "\n", encoding="utf-8")
-    README.write_text(put_between(README.read_text(encoding="utf-8"), tables(cells, begun)), encoding="utf-8")
+    pages.write()
 
 
 def log(comparisons: list[Comparison], starts: list[Start], load: float) -> None:

@@ -1,14 +1,15 @@
-"""The two reference pages of the docs, written from the program itself: every field of a recipe, every command.
+"""The reference pages of the docs, written from the program itself: every field of a recipe, every command, the embedded model's card.
 
-MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). Where a page holds `<!-- recipe fields -->` or
-`<!-- commands -->`, the tables take that line's place. English is the docstring or help text as it stands in the code; Chinese comes
-from `zh.yaml`, which pairs each English text with its translation. So an English text that changes has no translation until somebody
-has looked at it, and a test says so.
+MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). Where a page holds `<!-- recipe fields -->`, `<!-- commands -->` or
+`<!-- the card of tiny -->`, what they name takes that line's place. English is the docstring or help text as it stands in the code;
+Chinese comes from `zh.yaml`, which pairs each English text with its translation. So an English text that changes has no translation
+until somebody has looked at it, and a test says so. The card is English in both languages.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import cache
@@ -22,14 +23,15 @@ from luthier.cli.app import app
 from luthier.recipe.help import Field, fields, section_at
 from luthier.recipe.schema import Section
 
-FIELDS, COMMANDS = "<!-- recipe fields -->", "<!-- commands -->"
+FIELDS, COMMANDS, CARD = "<!-- recipe fields -->", "<!-- commands -->", "<!-- the card of tiny -->"
+TINY = Path(__file__).resolve().parents[2] / "src/luthier/models/tiny"
 Translate = Callable[[str], str]
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Fill in the tables of a page; called by MkDocs."""
     translate = chinese if page.file.src_uri.endswith(".zh.md") else str
-    for marker, write in ((FIELDS, recipe_reference), (COMMANDS, command_reference)):
+    for marker, write in ((FIELDS, recipe_reference), (COMMANDS, command_reference), (CARD, model_card)):
         if marker in markdown:
             markdown = markdown.replace(marker, write(translate))
     return markdown
@@ -182,8 +184,16 @@ def _table(translate: Translate, head: tuple[str, ...], rows: Sequence[Sequence[
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def model_card(_: Translate) -> str:
+    """The card as it lies beside the weights, in English: without its title, and without links to what lies beside it."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", (TINY / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    text = re.sub(r"^# .*\n", "", text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"!?\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+    return re.sub(r"^##", "###", text, flags=re.MULTILINE).strip()
+
+
 def texts() -> set[str]:
-    """Every English text that the two pages hold, so that a test can ask for its translation."""
+    """Every English text that the pages of fields and commands hold, so that a test can ask for its translation."""
     found: set[str] = set()
 
     def keep(text: str) -> str:
