@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from luthier.errors import UserError
 from luthier.runs.folder import RunFolder, check_name, find_run, free_name
 
 if TYPE_CHECKING:
@@ -20,6 +22,33 @@ Detach = Annotated[bool, typer.Option("--detach", help="Run in the background; `
 Processes = Annotated[int, typer.Option("--nproc", metavar="N", min=1, help="Processes on this machine, one a GPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every step as a line.")]
+
+
+class TakesFields(TyperCommand):
+    """A command that takes fields of a recipe. Other tools take them as options; who tries that is told how they are written here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does.
+
+        Raises:
+            UserError: no such option.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # its class has no public name in typer
+            if type(error).__name__ != "NoSuchOption":
+                raise
+            option = str(getattr(error, "option_name", ""))
+            raise UserError("no such option", where=option, hint=_as_field(option)) from None
+
+
+def _as_field(option: str) -> str:
+    from luthier.recipe.help import fields
+
+    name = option.lstrip("-").replace("-", "_")
+    keys = [field.key for field in fields() if field.key.rpartition(".")[2] == name]
+    example = f"here `{keys[0]}=…`" if keys else "such as `train.batch_size=8`"
+    return f"Fields of the recipe are set without dashes, {example}; `-h` shows the options."
 
 
 def train(

@@ -24,7 +24,7 @@ from luthier.export.source import tokenizer_folder
 from luthier.generation.chat import ChatModel
 from luthier.models.checkpointing import set_checkpointing
 from luthier.models.hub import fetch
-from luthier.models.load import load_model
+from luthier.models.load import check_weights, load_model, read_config
 from luthier.models.methods import apply_method
 from luthier.models.policy import Policy
 from luthier.objectives import OBJECTIVES, Objective
@@ -78,7 +78,7 @@ def assemble(
     """
     section, data, stage = recipe.model, recipe.data, recipe.stage.type
     folder = fetch(section.path, hub=section.hub, revision=section.revision)
-    _check_length(folder, data.max_length)
+    _check_model(folder, data.max_length)
     precision = _precision(recipe, world)
     batch = batch_of(recipe.train, stage, data.max_length, world.size)
     tokenizer, template, dataset = prepare_data(recipe, progress=watchers.preparing, pinned=pinned, run=run)
@@ -154,16 +154,13 @@ def _precision(recipe: Recipe, world: World) -> Precision:
     return precision
 
 
-def _check_length(folder: Path, max_length: int) -> None:
-    """Refuse a `max_length` beyond what the model has positions for."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return  # `load_model` says what is wrong with it
-    limit = config.get("max_position_embeddings") or config.get("n_positions") if isinstance(config, dict) else None
+def _check_model(folder: Path, max_length: int) -> None:
+    """Refuse what is no model, and a `max_length` beyond what it has positions for, before the data is read."""
+    read_config(folder)
+    check_weights(folder)
+    # As written, because transformers fills in a limit of its own where there is none.
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    limit = config.get("max_position_embeddings") or config.get("n_positions")
     if isinstance(limit, int) and max_length > limit:
         raise UserError(
             f"{max_length} is beyond the model's {limit} positions", where="data.max_length", hint=f"Use at most {limit}."
