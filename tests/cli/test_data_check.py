@@ -43,7 +43,7 @@ def test_exit_codes(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "check", "good.json", "absent.json"]) == 2
     said = capsys.readouterr()
     assert "error: absent.json: no such file" in said.err
-    assert "good.json: 1 rows as `alpaca`" in said.out
+    assert "good.json: 1 row as `alpaca`" in said.out
 
 
 def test_warnings_alone_are_no_failure(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_the_cleaned_copy_is_clean_and_says_what_was_changed(rows: Path, capsys:
     written = [json.loads(line) for line in Path("clean.jsonl").read_text("utf-8").splitlines()]
     mended = [{**ROWS[3], "output": "Maple too."}, {**ROWS[5], "output": "Call 13912345678, or the café, or the café."}]
     assert written == [GOOD, EVIL, *mended]
-    again = examine([Path("clean.jsonl")])
+    again = examine("clean.jsonl")
     assert {name for name in again.tallies if KINDS[name].mended != "kept"} == set()
     run(["data", "check", "rows.jsonl", "--fix", "less.json", "--drop", "phone,placeholder"])
     assert json.loads(Path("less.json").read_text("utf-8")) == [GOOD, mended[0]]
@@ -139,7 +139,7 @@ def test_validation_data_is_not_copied(rows: Path, capsys: pytest.CaptureFixture
     [
         (["--as", "alpca"], "error: --as: there is no format `alpca`. Did you mean `alpaca`?"),
         (["--ignore", "duplicates"], "error: --ignore: there is no kind of problem `duplicates`. Did you mean `duplicate`?"),
-        (["--columns", "question"], "error: --columns: cannot be read: `question`. Write it as instruction=question."),
+        (["--columns", "question"], "error: --columns: cannot be read: `question`. Write it as --columns instruction=question."),
         (["--template", "qwen"], "error: --template: needs a model to count tokens with. Give --model too, e.g. --model tiny."),
         (["--fix", "rows.jsonl"], "error: --fix rows.jsonl: would replace the data that is read. Choose another name."),
         (["--fix", "good.json"], "error: --fix good.json: is there already. Choose another name, or give --force."),

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli.data_sources import As, Columns, check_format, column_names, source_named
 from luthier.errors import EXIT_DONE, EXIT_USER, UserError
 
 if TYPE_CHECKING:
     from luthier.data.doctor import Examination, Finding, Options
     from luthier.data.doctor.mend import Mender
     from luthier.data.doctor.row import Row
+    from luthier.recipe.schema import Source
 
 PROBLEMS = 1
 """Exit code where something is wrong with the data."""
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of training data.")]
-As = Annotated[str, typer.Option("--as", metavar="FORMAT", help="How rows are read. Default: as their keys tell.")]
-Columns = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=COLUMN", help="Own column names, e.g. instruction=question. May be repeated.")
+Files = Annotated[
+    list[str], typer.Argument(metavar="FILE...", help="Training data: files, folders, hub ids, or names in a registry.")
 ]
 
 
@@ -33,7 +33,7 @@ def check(
     format_name: As = "auto",
     columns: Columns = None,
     validation: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Validation data, which the training data should not hold.")
+        list[str] | None, typer.Option(metavar="FILE", help="Validation data, which the training data should not hold.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Count tokens as this model does: `tiny`, a folder or a hub id.")
@@ -61,11 +61,15 @@ def check(
     if drop and not fix:
         raise UserError("says what the cleaned copy leaves out, and none is written", where="--drop", hint="Give --fix OUT.")
     _check_places(files, html, fix, force)
-    options = _options(format_name, columns, model, template, max_length, ignore)
+    options = _options(model, template, max_length, ignore)
+    check_format(format_name, "--as")
+    own = column_names(columns)
+    sources = [source_named(file, format_name, own) for file in files]
+    held_out = [source_named(file, format_name, own) for file in validation or []]
     dropped = kinds_named(drop, "--drop")
     with _mender(fix, dropped, force) as mender:
         examination = Examination(options, mender)
-        told = (_print_json if as_json else _print_text)(examination, files, validation or [], listed)
+        told = (_print_json if as_json else _print_text)(examination, sources, held_out, listed)
     if mender:
         print("\n".join(mender.lines()), file=sys.stderr if as_json else sys.stdout)
     if html:
@@ -77,38 +81,7 @@ def check(
         raise typer.Exit(code)
 
 
-def column_names(pairs: list[str] | None) -> dict[str, str]:
-    """`--columns a=b` as a mapping.
-
-    Raises:
-        UserError: one of them has no `=`.
-    """
-    found: dict[str, str] = {}
-    for pair in pairs or []:
-        name, sign, column = pair.partition("=")
-        if not (name and sign and column):
-            raise UserError(f"cannot be read: `{pair}`", where="--columns", hint="Write it as instruction=question.")
-        found[name.strip()] = column.strip()
-    return found
-
-
-def check_format(name: str, flag: str) -> str:
-    """The name, if it is that of a format.
-
-    Raises:
-        UserError: it is not.
-    """
-    from luthier.data.formats import FORMATS
-    from luthier.errors import did_you_mean
-
-    if name != "auto" and name not in FORMATS:
-        raise UserError(f"there is no format `{name}`", where=flag, hint=did_you_mean(name, FORMATS))
-    return name
-
-
-def _options(
-    format_name: str, columns: list[str] | None, model: str | None, template: str, max_length: int, ignore: str
-) -> Options:
+def _options(model: str | None, template: str, max_length: int, ignore: str) -> Options:
     from luthier.data.doctor import Options
     from luthier.data.doctor.kinds import kinds_named
 
@@ -124,8 +97,6 @@ def _options(
     elif template != "auto":
         raise UserError("needs a model to count tokens with", where="--template", hint="Give --model too, e.g. --model tiny.")
     return Options(
-        format=check_format(format_name, "--as"),
-        columns=column_names(columns),
         ignore=kinds_named(ignore, "--ignore"),
         tokenizer=tokenizer,
         template=chosen,
@@ -133,12 +104,12 @@ def _options(
     )
 
 
-def _check_places(files: list[Path], html: Path | None, fix: Path | None, force: bool) -> None:
+def _check_places(files: list[str], html: Path | None, fix: Path | None, force: bool) -> None:
     """Refuse to write over what is there."""
     for flag, path in (("--html", html), ("--fix", fix)):
         if path is None:
             continue
-        if any(path.absolute() == file.absolute() for file in files):
+        if any(path.absolute() == Path(file).absolute() for file in files):
             raise UserError("would replace the data that is read", where=f"{flag} {path}", hint="Choose another name.")
         if path.exists() and not force:
             raise UserError("is there already", where=f"{flag} {path}", hint="Choose another name, or give --force.")
@@ -162,13 +133,13 @@ Told = dict[str, list["Finding"]]
 OnRow = Callable[["Row"], None]
 
 
-def _print_text(examination: Examination, files: list[Path], validation: list[Path], listed: int) -> Told:
+def _print_text(examination: Examination, sources: list[Source], validation: list[Source], listed: int) -> Told:
     """Problems as they are found, at most `listed` of each kind, and the summary; returns the first of each kind."""
     from luthier.data.doctor.page import LISTED
     from luthier.data.doctor.summary import lines
 
     told: Told = {}
-    for finding in examination.findings(files, validation):
+    for finding in examination.findings(sources, validation):
         same = told.setdefault(finding.kind.name, [])
         if examination.tallies[finding.kind.name].found <= listed:
             print(finding)
@@ -186,7 +157,7 @@ def _print_text(examination: Examination, files: list[Path], validation: list[Pa
     return told
 
 
-def _print_json(examination: Examination, files: list[Path], validation: list[Path], listed: int) -> Told:
+def _print_json(examination: Examination, sources: list[Source], validation: list[Source], listed: int) -> Told:
     """One JSON document, written as the problems are found: `problems`, then `summary`."""
     from luthier.data.doctor.page import LISTED
     from luthier.data.doctor.summary import as_dict
@@ -194,7 +165,7 @@ def _print_json(examination: Examination, files: list[Path], validation: list[Pa
     told: Told = {}
     print('{"problems": [', end="")
     first = True
-    for finding in examination.findings(files, validation):
+    for finding in examination.findings(sources, validation):
         print(("\n" if first else ",\n") + json.dumps(finding.as_dict(), ensure_ascii=False), end="")
         first = False
         same = told.setdefault(finding.kind.name, [])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.data_check import As, Columns, check_format, column_names
+from luthier.cli.data_sources import As, Columns, check_format, column_names, source_named, texts_of
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,13 @@ Pairs = list[str] | None
 
 
 def convert(
-    files: Annotated[list[str], typer.Argument(metavar="IN... OUT", help="What is read, and last the file that is written.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN... OUT",
+            help="What is read (files, folders, hub ids, names in a registry), and last the file that is written.",
+        ),
+    ],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="The format that is written.")] = "messages",
     format_name: As = "auto",
     columns: Columns = None,
@@ -84,16 +90,14 @@ def _plan(inputs: list[str], join: Join | None, to: str, format_name: str, colum
     from luthier.data.convert import Plan
     from luthier.data.formats import FORMATS
     from luthier.data.read_examples import check_columns, choose_format
-    from luthier.data.sources import rows_of
-    from luthier.recipe.schema import Source
+    from luthier.data.registry import resolve
+    from luthier.data.sources import rows_of, title_of
 
-    sources = [Source(path=path) for path in inputs]
-    read = join([(path, rows_of(source)) for path, source in zip(inputs, sources, strict=True)]) if join else None
-    rows = read or chain.from_iterable(rows_of(source) for source in sources)
-    described: Any = sources[0].model_copy(update={"format": format_name, "columns": columns})
-    source, rows = choose_format(described, rows)
-    check_columns(source, described)
-    return Plan(source, FORMATS[to], columns), rows
+    sources = [resolve(source_named(name, format_name, columns)) for name in inputs]
+    joined = join([(title_of(source), rows_of(source)) for source in sources]) if join else None
+    chosen, rows = choose_format(sources[0], joined or chain.from_iterable(rows_of(source) for source in sources))
+    check_columns(chosen, sources[0])
+    return Plan(chosen, FORMATS[to], sources[0].columns), rows
 
 
 def _chosen(plan: Plan, where: str | None, fill: Pairs, replace: Pairs, **more: Any) -> Plan:
@@ -106,21 +110,6 @@ def _chosen(plan: Plan, where: str | None, fill: Pairs, replace: Pairs, **more: 
     variables, literal = texts_of(fill, "--set"), texts_of(replace, "--replace")
     filler = Filler(variables, literal) if variables or literal else None
     return changed(plan, where=Where(where) if where else None, fill=filler, **more)
-
-
-def texts_of(pairs: Pairs, flag: str) -> dict[str, str]:
-    """`name=text` as a mapping; the text may be empty and may hold `=`.
-
-    Raises:
-        UserError: one of them has no `=`, or nothing before it.
-    """
-    found: dict[str, str] = {}
-    for pair in pairs or []:
-        name, sign, text = pair.partition("=")
-        if not (name and sign):
-            raise UserError(f"cannot be read: `{pair}`", where=flag, hint=f"Write it as {flag} name=text.")
-        found[name] = text
-    return found
 
 
 def _report(plan: Plan, writer: RowWriter, losses: Losses, problems: Problems, join: Join | None) -> list[str]:

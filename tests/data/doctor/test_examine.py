@@ -12,6 +12,7 @@ import pytest
 from luthier.chat import resolve
 from luthier.data.doctor import KINDS, Examination, Finding, Options, examine
 from luthier.data.tokenizer import load_tokenizer
+from luthier.recipe.schema import FormatName, Source
 from tests.workspace import TINY
 
 GOOD = {
@@ -29,10 +30,12 @@ def write(folder: Path, rows: Sequence[Any], name: str = "rows.jsonl") -> Path:
     return path
 
 
-def found(folder: Path, rows: Sequence[Any], options: Options | None = None, **more: Sequence[Any]) -> list[Finding]:
-    validation = [write(folder, more["validation"], "validation.jsonl")] if more else []
+def found(
+    folder: Path, rows: Sequence[Any], options: Options | None = None, format_name: FormatName = "auto", **more: Sequence[Any]
+) -> list[Finding]:
+    validation = [Source(path=str(write(folder, more["validation"], "validation.jsonl")))] if more else []
     examination = Examination(options)
-    findings = list(examination.findings([write(folder, rows)], validation))
+    findings = list(examination.findings([Source(path=str(write(folder, rows)), format=format_name)], validation))
     assert not examination.unreadable
     return findings
 
@@ -129,7 +132,7 @@ def test_each_kind_is_found_in_its_row_alone(tmp_path: Path, kind: str, row: Any
     ],
 )
 def test_turns_and_tool_calls(tmp_path: Path, kind: str, row: Any, said: str) -> None:
-    findings = found(tmp_path, [talk("u:Do you repair cellos?", "a:Gladly."), row], Options(format="messages"))
+    findings = found(tmp_path, [talk("u:Do you repair cellos?", "a:Gladly."), row], format_name="messages")
     assert [(finding.kind.name, said in finding.what) for finding in findings] == [(kind, True)]
 
 
@@ -224,16 +227,16 @@ def test_kinds_can_be_left_untold(tmp_path: Path) -> None:
 
 def test_every_row_counts_once_for_each_kind(tmp_path: Path) -> None:
     rows = [alpaca("Who is <NAME>?", "I am {{name}}."), GOOD, alpaca(answer="")]
-    examination = examine([write(tmp_path, rows)])
+    examination = examine(write(tmp_path, rows))
     assert {name: (tally.found, tally.rows) for name, tally in examination.tallies.items()} == {
         "placeholder": (2, 1),
         "empty": (1, 1),
     }
-    assert (examination.rows, examination.errors, examination.files[0].bad) == (3, 3, 2)
+    assert (examination.rows, examination.errors, examination.sources[0].bad) == (3, 3, 2)
 
 
 def test_a_file_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
-    examination = examine([tmp_path / "absent.json", write(tmp_path, [GOOD])])
+    examination = examine(tmp_path / "absent.json", write(tmp_path, [GOOD]))
     assert ["absent.json: no such file" in str(error) for error in examination.unreadable] == [True]
     assert examination.rows == 1
 
@@ -242,7 +245,7 @@ def test_a_break_in_an_array_says_that_the_rest_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([GOOD, GOOD], indent=1)[:-20], "utf-8")
     examination = Examination()
-    findings = list(examination.findings([path]))
+    findings = list(examination.findings([Source(path=str(path))]))
     assert findings[-1].kind.name == "broken"
     assert "nothing after it can be read" in findings[-1].what
 
@@ -255,8 +258,8 @@ def test_preferences(tmp_path: Path) -> None:
 
 def test_the_real_thing(shared: Path) -> None:
     """What is known to be in these files is found, and little else."""
-    identity = examine([shared / "data/llamafactory/identity.json"])
+    identity = examine(shared / "data/llamafactory/identity.json")
     assert identity.tallies["placeholder"].rows == 85
     assert set(identity.tallies) <= {"placeholder", "near-duplicate"}
-    english = examine([shared / "data/sft/alpaca_data_en_1k.json"])
+    english = examine(shared / "data/sft/alpaca_data_en_1k.json")
     assert {name: tally.rows for name, tally in english.tallies.items()} == {"empty": 1}

@@ -1,4 +1,4 @@
-"""The examination: files in, problems out, in one pass and a batch of rows at a time.
+"""The examination: sources in, problems out, in one pass and a batch of rows at a time.
 
 Rows go through the checks that look at one row, then through those that compare rows. Nothing of a row is kept but digests, lengths
 and a few samples, so a file may be of any size. The validation data is read before the training data, so that a training row that
@@ -8,7 +8,7 @@ is in both is known when it comes.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from luthier.data.doctor.texts import check_texts
 from luthier.data.doctor.tokens import Tokens
 from luthier.data.doctor.turns import check_examples
 from luthier.data.examples import Example, Origin
-from luthier.data.read import read_rows
 from luthier.data.read_examples import check_columns, choose_format
-from luthier.data.textfile import shown
+from luthier.data.registry import resolve
+from luthier.data.sources import rows_of, title_of
 from luthier.data.tokenizer import Tokenizer
 from luthier.errors import UserError
 from luthier.recipe.schema import Source
@@ -43,16 +43,12 @@ class Options:
     """How to examine.
 
     Args:
-        format: name of the format, `auto` to go by the keys of the rows.
-        columns: canonical name → name in the file.
         ignore: kinds of problems that are not told.
         tokenizer: counts tokens; with it comes the template.
         template: the chat template.
         max_length: the most tokens a row may have.
     """
 
-    format: str = "auto"
-    columns: Mapping[str, str] = field(default_factory=dict)
     ignore: frozenset[str] = frozenset()
     tokenizer: Tokenizer | None = None
     template: ChatTemplate | None = None
@@ -60,10 +56,10 @@ class Options:
 
 
 @dataclass
-class FileSummary:
-    """One file: its name, its format, rows, examples made of them, rows with an error, and whether it was read as validation data."""
+class SourceSummary:
+    """One source: its name, its format, rows, examples made of them, rows with an error, and whether it is validation data."""
 
-    file: str
+    name: str
     format: str
     rows: int = 0
     examples: int = 0
@@ -88,8 +84,8 @@ class Examination:
         on_row: called with each row of the training data, its findings known.
 
     Attributes:
-        files: the files that were read.
-        unreadable: what is wrong with the files that were not.
+        sources: what was read.
+        unreadable: what is wrong with what was not.
         tallies: name of the kind → how often.
         lengths: characters of each example.
         tokens: tokens of each example, if there is a tokenizer.
@@ -99,7 +95,7 @@ class Examination:
 
     def __init__(self, options: Options | None = None, on_row: Callable[[Row], None] | None = None) -> None:
         self.options = options or Options()
-        self.files: list[FileSummary] = []
+        self.sources: list[SourceSummary] = []
         self.unreadable: list[UserError] = []
         self.tallies: dict[str, Tally] = {}
         self.lengths, self.languages, self.alike = Lengths(), Languages(), Alike()
@@ -113,7 +109,7 @@ class Examination:
     @property
     def rows(self) -> int:
         """Rows read in all."""
-        return sum(file.rows for file in self.files)
+        return sum(source.rows for source in self.sources)
 
     @property
     def errors(self) -> int:
@@ -125,27 +121,27 @@ class Examination:
         """Problems that may be meant."""
         return sum(tally.found for name, tally in self.tallies.items() if KINDS[name].level == "warning")
 
-    def findings(self, files: Sequence[Path], validation: Sequence[Path] = ()) -> Iterator[Finding]:
+    def findings(self, sources: Sequence[Source], validation: Sequence[Source] = ()) -> Iterator[Finding]:
         """Read everything and yield each problem.
 
-        A file that cannot be read is noted in `unreadable`, and the next one is read.
+        A source that cannot be read is noted in `unreadable`, and the next one is read.
         """
-        for path in validation:
-            yield from self._file(path, learnt=False)
-        for path in files:
-            yield from self._file(path, learnt=True)
+        for source in validation:
+            yield from self._source(source, learnt=False)
+        for source in sources:
+            yield from self._source(source, learnt=True)
         for origin, row, what in self.languages.strangers() if "language" not in self.options.ignore else ():
             finding = Finding(KINDS["language"], origin, row, what)
             self._count([finding])
             yield finding
 
-    def _file(self, path: Path, *, learnt: bool) -> Iterator[Finding]:
-        source = Source.model_construct(path=str(path), format=self.options.format, columns=dict(self.options.columns))
+    def _source(self, source: Source, *, learnt: bool) -> Iterator[Finding]:
         try:
-            chosen, rows = choose_format(source, read_rows(path))
+            source = resolve(source)
+            chosen, rows = choose_format(source, rows_of(source))
             check_columns(chosen, source)
-            summary = FileSummary(shown(path), chosen.NAME, validation=not learnt)
-            self.files.append(summary)
+            summary = SourceSummary(title_of(source), chosen.NAME, validation=not learnt)
+            self.sources.append(summary)
             for batch in _batches(rows):
                 checked = [Row(origin, value, learnt=learnt) for origin, value in batch]
                 for row in checked:
@@ -154,7 +150,7 @@ class Examination:
         except UserError as error:
             self.unreadable.append(error)
 
-    def _check(self, rows: Sequence[Row], summary: FileSummary) -> Iterator[Finding]:
+    def _check(self, rows: Sequence[Row], summary: SourceSummary) -> Iterator[Finding]:
         """Let a batch go through all checks."""
         for row in rows:
             check_texts(row)
@@ -193,10 +189,10 @@ class Examination:
                     tally.places.append(str(finding.origin))
 
 
-def examine(files: Sequence[Path], options: Options | None = None, *, validation: Sequence[Path] = ()) -> Examination:
+def examine(*paths: str | Path, options: Options | None = None) -> Examination:
     """Examine files to the end; what is told of each row is only counted."""
     examination = Examination(options)
-    for _ in examination.findings(files, validation):
+    for _ in examination.findings([Source(path=str(path)) for path in paths]):
         pass
     return examination
 

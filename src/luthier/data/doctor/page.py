@@ -50,7 +50,7 @@ def page(examination: Examination, found: Mapping[str, Sequence[Finding]]) -> st
     return environment.get_template("page.html.jinja").render(
         verdict=verdict(examination),
         clean=not examination.errors and not examination.unreadable,
-        files=examination.files,
+        sources=examination.sources,
         unreadable=[str(error) for error in examination.unreadable],
         kinds=[(KINDS[name], tally, found.get(name, ())[:LISTED]) for name, tally in ordered_tallies(examination)],
         pictures=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from luthier.data.doctor.examine import Examination
@@ -15,10 +16,10 @@ _PLACES = 4
 
 def lines(examination: Examination) -> Iterator[str]:
     """The summary: files, a table of kinds, languages, and a histogram of lengths."""
-    for file in examination.files:
-        use = ", for validation" if file.validation else ""
-        made = "" if file.examples == file.rows - file.bad else f", {file.examples:,} examples"
-        yield f"{file.file}: {file.rows:,} rows as `{file.format}`{use}{made}, {file.bad:,} with errors"
+    for source in examination.sources:
+        use = ", for validation" if source.validation else ""
+        made = "" if source.examples == source.rows else f", {source.examples:,} examples"
+        yield f"{source.name}: {counted(source.rows, 'row')} as `{source.format}`{use}{made}, {source.bad:,} with errors"
     if examination.tallies:
         yield ""
         yield from columns(_table(examination))
@@ -34,14 +35,19 @@ def lines(examination: Examination) -> Iterator[str]:
     yield verdict(examination)
 
 
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def verdict(examination: Examination) -> str:
     """One line: clean, or how many problems."""
     if examination.unreadable:
         count = len(examination.unreadable)
-        return f"{'a file' if count == 1 else f'{count} files'} could not be read"
-    warned = f"{examination.warnings:,} warning{'s'[: examination.warnings != 1]}"
+        return f"{'a source' if count == 1 else f'{count} sources'} could not be read"
+    warned = counted(examination.warnings, "warning")
     if examination.errors:
-        return f"{examination.errors:,} error{'s'[: examination.errors != 1]}, {warned}"
+        return f"{counted(examination.errors, 'error')}, {warned}"
     return f"clean{f', {warned}' if examination.warnings else ''}"
 
 
@@ -66,7 +72,8 @@ def language_shares(examination: Examination) -> list[tuple[str, str]]:
     total = sum(counts.values())
     ordered = sorted(counts, key=lambda name: -counts[name])
     return [
-        (name, f"{counts[name] / total:.1%}" if counts[name] * 1000 >= total else f"{counts[name]:,} rows") for name in ordered
+        (name, f"{counts[name] / total:.1%}" if counts[name] * 1000 >= total else counted(counts[name], "row"))
+        for name in ordered
     ]
 
 
@@ -78,17 +85,7 @@ def as_dict(examination: Examination) -> dict[str, Any]:
         "errors": examination.errors,
         "warnings": examination.warnings,
         "unreadable": [str(error) for error in examination.unreadable],
-        "files": [
-            {
-                "file": file.file,
-                "format": file.format,
-                "rows": file.rows,
-                "examples": file.examples,
-                "bad": file.bad,
-                "validation": file.validation,
-            }
-            for file in examination.files
-        ],
+        "sources": [asdict(source) for source in examination.sources],
         "kinds": {
             name: {
                 "level": KINDS[name].level,
@@ -119,7 +116,7 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _table(examination: Examination) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("KIND", "LEVEL", "ROWS", "WHAT", "FIRST LINES")]
-    several = len(examination.files) > 1
+    several = len(examination.sources) > 1
     for name, tally in ordered_tallies(examination):
         places = [place if several else place.rpartition(":")[2] for place in tally.places[:_PLACES]]
         more = ", …" if tally.rows > len(places) else ""
