@@ -76,7 +76,7 @@ class Build:
             for draft in self._pipeline.drafts(number, _placeless(examples), first):
                 if not problems.count or problems.on_error == "skip":
                     yield draft
-            read = self._pipeline.counts[number]["examples"]
+            read = self._pipeline.read[number]
             self._examples.append((first, read))
             first += read
             if problems.count == bad and not read:
@@ -85,7 +85,7 @@ class Build:
     def _write(self, writer: StoreWriter, batch: list[Made]) -> None:
         """Segments of a batch into the store."""
         segments: list[Segment] = []
-        for draft, pieces in batch:
+        for draft, pieces, _ in batch:
             for piece in pieces:
                 group = writer.segments + len(segments)
                 segments.append(Segment(piece.tokens, piece.weight, draft.number, draft.source, group, draft.origin.line))

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from luthier.data.encode import Encoder, Piece, Text
 from luthier.data.examples import Example, Origin
 from luthier.data.problems import Problems, RowError
@@ -33,7 +35,8 @@ class Draft(NamedTuple):
         source: index of its source.
         example: what was read.
         texts: one for each of its segments.
-        place: where reading goes on after it, for those who need to know.
+        place: where it was read, for those who need to know.
+        passed: bad rows between the example before and this one.
     """
 
     number: int
@@ -41,6 +44,7 @@ class Draft(NamedTuple):
     example: Example
     texts: list[Text]
     place: Any = None
+    passed: int = 0
 
     @property
     def origin(self) -> Origin:
@@ -49,10 +53,17 @@ class Draft(NamedTuple):
 
 
 class Made(NamedTuple):
-    """An example and its segments; none where it was left out."""
+    """An example and its segments; none where it was left out.
+
+    Args:
+        draft: the example.
+        pieces: its segments.
+        counts: the `COUNTED` numbers of it and of the bad rows before it.
+    """
 
     draft: Draft
     pieces: list[Piece]
+    counts: dict[str, int]
 
 
 class Pipeline:
@@ -67,12 +78,14 @@ class Pipeline:
     Attributes:
         counts: of each source, by its index, the `COUNTED` numbers.
         rungs: rung of the mask ladder → segments.
+        read: of each source, the examples that were read, which may be ahead of the counts.
     """
 
     def __init__(self, encoder: Encoder, problems: Problems, *, workers: int | None = None, batch: int = BATCH) -> None:
         self.encoder, self.problems = encoder, problems
         self.counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self.rungs: Counter[str] = Counter()
+        self.read: Counter[int] = Counter()
         self._threads, self._batch = _threads(workers), batch
 
     def drafts(self, source: int, examples: Iterable[tuple[Example, Any]], first: int = 0) -> Iterator[Draft]:
@@ -83,21 +96,24 @@ class Pipeline:
             examples: each with its `place`.
             first: number of the first one.
         """
-        counts, reading, number = self.counts[source], iter(examples), first
+        reading, number, passed = iter(examples), first, 0
         while True:
             before = self.problems.count
             item = next(reading, None)
-            unread = self.problems.count - before
-            counts["rows"] += unread
-            counts["skipped"] += unread
+            passed += self.problems.count - before
+            self.read[source] = number - first
             if item is None:
+                self.counts[source].update(rows=passed, skipped=passed)
                 return
-            counts["rows"] += 1
-            counts["examples"] += 1
             try:
-                yield Draft(number, source, item[0], self.encoder.texts(item[0]), item[1])
+                texts = self.encoder.texts(item[0])
             except RowError as error:
-                self._refuse(source, item[0], error)
+                self.problems.add(item[0].origin, str(error))
+                self.counts[source]["examples"] += 1
+                passed += 1
+            else:
+                yield Draft(number, source, item[0], texts, item[1], passed)
+                passed = 0
             number += 1
 
     def made(self, drafts: Iterable[Draft]) -> Iterator[list[Made]]:
@@ -131,29 +147,30 @@ class Pipeline:
 
     def _made(self, draft: Draft, encoded: Sequence[Encoded]) -> Made:
         """The segments of one example, counted."""
-        counts = self.counts[draft.source]
+        counts = {"rows": draft.passed + 1, "examples": 1, "skipped": draft.passed}
+        pieces: list[Piece] | None = []
         try:
             texts, encoded, turns = self.encoder.shortened(draft.example, draft.texts, encoded)
             pieces = self.encoder.pieces(texts, encoded)
         except RowError as error:
-            self._refuse(draft.source, draft.example, error)
-            return Made(draft, [])
-        if pieces is None:
-            counts["dropped"] += 1
-            return Made(draft, [])
-        counts["shortened"] += turns > 0
-        counts["turns"] += turns
-        for tokens, weight, rung, truncated in pieces:
-            self.rungs[rung] += 1
-            counts["segments"] += 1
-            counts["tokens"] += len(tokens)
-            counts["supervised"] += int((weight != 0).sum())
-            counts["truncated"] += truncated
-        return Made(draft, pieces)
+            self.problems.add(draft.origin, str(error))
+            counts["skipped"] += 1
+        else:
+            counts |= {"shortened": int(turns > 0), "turns": turns} if pieces else {"dropped": 1}
+        for piece in pieces or ():
+            self.rungs[piece.rung] += 1
+        counts |= _numbers(pieces or ())
+        self.counts[draft.source].update(counts)
+        return Made(draft, pieces or [], counts)
 
-    def _refuse(self, source: int, example: Example, error: RowError) -> None:
-        self.problems.add(example.origin, str(error))
-        self.counts[source]["skipped"] += 1
+
+def _numbers(pieces: Sequence[Piece]) -> dict[str, int]:
+    return {
+        "segments": len(pieces),
+        "tokens": sum(len(piece.tokens) for piece in pieces),
+        "supervised": sum(int(np.count_nonzero(piece.weight)) for piece in pieces),
+        "truncated": sum(piece.truncated for piece in pieces),
+    }
 
 
 def total(counts: Iterable[Counter[str]]) -> dict[str, int]:
