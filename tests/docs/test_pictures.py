@@ -79,6 +79,16 @@ def test_pictures_on_a_page_have_words_for_those_who_cannot_see_them(name):
     assert all(len(words) > 20 for words, _ in shown)
 
 
+@pytest.mark.parametrize("name", ["what-happened.md", "what-happened.zh.md"])
+def test_what_happened_explains_the_lines_that_a_run_shows(name):
+    table = (ROOT / "docs" / name).read_text("utf-8").partition("|---|")[2].partition("\n\n")[0]
+    shapes = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    shown = " ".join(" ".join(read(PICTURES / "train.svg")[1:]).split())
+    assert len(shapes) == 10
+    for shape in shapes:
+        assert re.search(re.escape(shape).replace("…", ".+?"), shown), shape
+
+
 @pytest.mark.slow
 def test_the_script_makes_them_anew(tmp_path):
     done = subprocess.run([sys.executable, SOURCE, "--quick", "--to", tmp_path], capture_output=True, text=True)
