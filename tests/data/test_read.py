@@ -354,3 +354,22 @@ def test_what_lies_before_a_mark_is_not_read(tmp_path: Path, name: str) -> None:
         content[begin : begin + column.total_compressed_size] = bytes(column.total_compressed_size)
     file.write_bytes(content)
     assert list(read_rows(file, mark=mark)) == whole[4:]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rows.jsonl", r"rows\.jsonl:2: is a line of more than 300 bytes\. Write one row a line\."),
+        ("rows.json", r"rows\.json: is more than 300 bytes that would have to be in memory at once\. Write it as JSON lines"),
+        ("rows.txt", r"rows\.txt:2: is a line of more than 300 bytes"),
+    ],
+)
+def test_a_small_packed_file_cannot_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    monkeypatch.setattr("luthier.data.textfile.LARGEST", 300)
+    text = (
+        json.dumps([{"text": "a" * 200}, {"text": "b" * 200}], indent=1) if name == "rows.json" else '{"a": 1}\n' + "x" * 10_000
+    )
+    with pytest.raises(UserError, match=said):
+        list(read_rows(write(tmp_path, name, gzip.compress(text.encode()))))

@@ -28,6 +28,9 @@ from luthier.errors import UserError, nearest
 
 _BUFFER = 1 << 18
 _SAMPLE = 1 << 16
+_BLOCK = 1 << 24
+LARGEST = 1 << 32
+"""Bytes that are held at once: of a line, or of a file that is read as a whole, as JSON arrays are."""
 _CANDIDATES = ["gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
 _NO_PLACE = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _ZSTANDARD = b"\x28\xb5\x2f\xfd"
@@ -127,10 +130,10 @@ def read_lines(path: Path, mark: Mark | None = None) -> Iterator[tuple[int, str 
     with open_bytes(path) as file:
         _advance(file, mark.offset)
         if not mark.offset and file.peek(2)[:2] in _UTF16:
-            text = _decode_whole(file.read(), path)
+            text = _decode_whole(_whole(file, path), path)
             yield from enumerate(io.StringIO(text, newline="\n"), 1)
             return
-        for number, raw in enumerate(file, mark.line + 1):
+        for number, raw in enumerate(_raw_lines(file, path, mark.line), mark.line + 1):
             mark.line = number
             mark.offset += len(raw)
             if number == 1:
@@ -155,6 +158,41 @@ def _advance(file: io.BufferedReader[Any], offset: int) -> None:
         offset -= len(block)
 
 
+def _raw_lines(file: io.BufferedReader[Any], path: Path, before: int) -> Iterator[bytes]:
+    """Lines of a file, none of them endless: a small packed file may hold a line that is larger than the memory.
+
+    Raises:
+        UserError: one is longer than `LARGEST`; names it.
+    """
+    number = before
+    while raw := file.readline(LARGEST + 1):
+        number += 1
+        if len(raw) > LARGEST:
+            raise UserError(f"is a line of more than {_size()}", where=f"{shown(path)}:{number}", hint="Write one row a line.")
+        yield raw
+
+
+def _whole(file: io.BufferedReader[Any], path: Path) -> bytes:
+    """The whole of a file that has to be in memory.
+
+    Raises:
+        UserError: it is larger than `LARGEST`.
+    """
+    blocks: list[bytes] = []
+    left = LARGEST
+    while block := file.read(_BLOCK):
+        blocks.append(block)
+        left -= len(block)
+        if left < 0:
+            what = f"is more than {_size()} that would have to be in memory at once"
+            raise UserError(what, where=shown(path), hint="Write it as JSON lines in UTF-8, which are read row by row.")
+    return b"".join(blocks)
+
+
+def _size() -> str:
+    return f"{LARGEST >> 30} GiB" if LARGEST >> 30 else f"{LARGEST} bytes"
+
+
 def read_text(path: Path) -> str:
     """The whole file.
 
@@ -162,7 +200,7 @@ def read_text(path: Path) -> str:
         UserError: some of it does not decode; names the line.
     """
     with open_bytes(path) as file:
-        return _decode_whole(file.read(), path)
+        return _decode_whole(_whole(file, path), path)
 
 
 def _decode_whole(data: bytes, path: Path) -> str:
