@@ -42,7 +42,7 @@ def test_equals_full_logits(chunk: None, biased: bool, softcap: float, frozen: b
 def test_is_a_well_formed_torch_op() -> None:
     hidden = torch.randn(6, 4, requires_grad=True)
     weight = torch.randn(5, 4)
-    arguments = (hidden, weight, None, torch.randint(0, 5, (6,)), 1.0, 0.0, True, True)
+    arguments = (hidden, weight, None, torch.randint(0, 5, (6,)), 1.0, 0.0, True, "direction")
     torch.library.opcheck(torch.ops.luthier.token_logprobs.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -34,8 +34,3 @@ def test_gradients_are_numerically_right() -> None:
     x, a, b = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 5), (2, 5), (3, 2)))
     weight = torch.randn(3, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x, a, b: lora_linear(x, weight, None, a, b, 1.5), (x, a, b))
-
-
-def test_is_a_well_formed_torch_op() -> None:
-    arguments = (torch.randn(4, 5, requires_grad=True), torch.randn(3, 5), None, torch.randn(2, 5), torch.randn(3, 2), 0.5)
-    torch.library.opcheck(torch.ops.luthier.lora_linear.default, arguments, test_utils=("test_schema", "test_faketensor"))

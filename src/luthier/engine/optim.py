@@ -77,7 +77,6 @@ class Optimizer:
         self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             master = self.masters[name]
-            master.grad = torch.zeros_like(master)
             if master is not parameter:
                 parameter.register_post_accumulate_grad_hook(_into(master))
         groups = [
@@ -97,8 +96,9 @@ class Optimizer:
         self.half = half
 
     def zero_grad(self) -> None:
-        """Empty the gradient buffers."""
-        torch._foreach_zero_(self._gradients())
+        """Forget the gradients; the first that comes of each becomes its buffer, which saves filling and adding one."""
+        for master in self.masters.values():
+            master.grad = None
 
     def reduce(self, world: World, *also: Tensor) -> None:
         """Sum gradients, and the given scalars, over ranks."""
@@ -146,6 +146,10 @@ class Optimizer:
                     master.copy_(tensors[f"master.{name}"])
 
     def _gradients(self) -> list[Tensor]:
+        """One for each master, in order; zeros where no pass of this rank reached a parameter."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
         return [master.grad for master in self.masters.values() if master.grad is not None]
 
     @torch.no_grad()
@@ -169,9 +173,11 @@ def _into(master: Parameter):  # type: ignore[no-untyped-def]
     """A hook that moves a parameter's fresh gradient into its master's float32 buffer."""
 
     def move(parameter: Tensor) -> None:
-        assert master.grad is not None
         assert parameter.grad is not None
-        master.grad += parameter.grad
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad += parameter.grad
         parameter.grad = None
 
     return move

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from luthier.engine.allocator import keep_freed_memory
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -66,6 +68,8 @@ def start_world() -> World:
     """Join the processes that torchrun started, or be the only one."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cpu":
+        keep_freed_memory()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if size == 1:

@@ -19,7 +19,7 @@ from luthier.recipe.schema import Recipe, Train
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_BATCH_SIZE, DEFAULT_PT_SEGMENTS = 8, 16
-CPU_PASS_TOKENS, GPU_PASS_TOKENS = 1024, 8192
+CPU_PASS_TOKENS, GPU_PASS_TOKENS = 768, 8192
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ The rows are worked through in chunks, so that at most `chunk · V` logits exist
 * unsupervised positions never reach the matrix product (the caller drops them);
 * with a frozen head (LoRA, freeze) the gradient of row r is g_r · ∂log p_r/∂h_r, and that direction, an [R, H] tensor, is computed
   in the forward pass while the chunk's logits are at hand: two matrix products in all, no recomputation, whatever the objective;
-* with a trained head the logits of a chunk are computed again in the backward pass: four products, nothing of size V kept.
+* with a trained head the logits of a chunk are computed again in the backward pass: four products, nothing of size V kept. Where all
+  rows fit into one chunk, their distribution is kept instead, and the fourth product is saved.
 
 The matrix product runs in the dtype of the hidden states; soft-max and log run in float32. `token_logprobs_reference` is the
 definition, `token_logprobs` the fused form; tests hold them together. Idea of chunked heads: Liger Kernel, torchtune, TRL.
@@ -32,7 +33,7 @@ class TokenScores(NamedTuple):
 
     Attributes:
         logprob: float32 [R], differentiable.
-        top1: bool [R], whether the token was the most likely one.
+        top1: bool [R], whether no token was more likely.
         entropy: float32 [R] of the whole distribution in nats, or None; not differentiable.
     """
 
@@ -64,7 +65,9 @@ def token_logprobs(
     """
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     direction = torch.is_grad_enabled() and hidden.requires_grad and not trained
-    logprob, top1, spread, _ = _score(hidden, weight, bias, targets, scale, softcap, entropy, direction)
+    keep = torch.is_grad_enabled() and trained and not softcap and len(_chunks(hidden.shape[0], weight.shape[0])) == 1
+    kept = "direction" if direction else "distribution" if keep else ""
+    logprob, top1, spread, _ = _score(hidden, weight, bias, targets, scale, softcap, entropy, kept)
     return TokenScores(logprob, top1, spread if entropy else None)
 
 
@@ -75,7 +78,8 @@ def token_logprobs_reference(
     logits = _cap((hidden @ weight.T if bias is None else hidden @ weight.T + bias).float() * scale, softcap)
     logprobs = logits.log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return TokenScores(logprobs.gather(-1, targets[:, None])[:, 0], logits.argmax(-1) == targets, entropy.detach())
+    logprob = logprobs.gather(-1, targets[:, None])[:, 0]
+    return TokenScores(logprob, logprob >= logprobs.amax(-1), entropy.detach())
 
 
 def _cap(logits: Tensor, softcap: float) -> Tensor:
@@ -105,102 +109,100 @@ def _through_cap(gradient: Tensor, logits: Tensor, scale: float, softcap: float)
 
 @torch.library.custom_op("luthier::token_logprobs", mutates_args=())
 def _score(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    scale: float,
-    softcap: float,
-    entropy: bool,
-    direction: bool,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, softcap: float, entropy: bool, keep: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Forward over chunks: (logprob [R], top1 [R], entropy [R or 0], ∂logprob/∂hidden [R, H] or [0, H])."""
+    """Forward over chunks: (logprob [R], top1 [R], entropy [R or 0], what is kept).
+
+    `keep` says what: `direction`, ∂logprob/∂hidden [R, H]; `distribution`, the probabilities float32 [R, V]; or nothing, [0, H].
+    """
     rows = hidden.shape[0]
     logprob = hidden.new_empty(rows, dtype=torch.float32)
     top1 = torch.empty(rows, dtype=torch.bool, device=hidden.device)
     spread = hidden.new_empty(rows if entropy else 0, dtype=torch.float32)
-    slope = hidden.new_empty((rows if direction else 0, hidden.shape[1]))
+    kept = hidden.new_empty((rows if keep == "direction" else 0, hidden.shape[1]))
     for start, end in _chunks(rows, weight.shape[0]):
         target = targets[start:end, None]
         logits = _logits(hidden[start:end], weight, bias, scale, softcap)
-        best, index = logits.max(-1, keepdim=True)
-        chosen = logits.gather(-1, target)
-        top1[start:end] = (index == target)[:, 0]
-        shifted = torch.exp(logits - best)
-        total = shifted.sum(-1, keepdim=True)
-        normaliser = best + total.log()
-        logprob[start:end] = (chosen - normaliser)[:, 0]
-        if not (entropy or direction):
-            continue
-        probability = shifted.div_(total)
+        said = logits.log_softmax(-1)
+        chosen = said.gather(-1, target)
+        logprob[start:end], top1[start:end] = chosen[:, 0], chosen[:, 0] >= said.amax(-1)
         if entropy:
-            spread[start:end] = normaliser[:, 0] - (probability * logits).sum(-1)
-        if direction:
-            gradient = probability.neg_()
-            gradient.scatter_add_(1, target, torch.ones_like(chosen))
-            torch.mm(_through_cap(gradient, logits, scale, softcap).to(weight.dtype), weight, out=slope[start:end])
-    return logprob, top1, spread, slope
+            spread[start:end] = -(said.exp() * said).sum(-1)
+        if keep == "distribution":
+            kept = said.exp_()
+        elif keep:
+            error = said.exp_().scatter_add_(1, target, torch.full_like(chosen, -1.0))  # p - 1 at the target
+            error = _through_cap(error, logits, scale, softcap).to(weight.dtype)
+            torch.mm(error, weight, out=kept[start:end])
+    return logprob, top1, spread, kept.neg_() if keep == "direction" else kept
 
 
 @_score.register_fake
-def _(hidden, weight, bias, targets, scale, softcap, entropy, direction):  # type: ignore[no-untyped-def]
+def _(hidden, weight, bias, targets, scale, softcap, entropy, keep):  # type: ignore[no-untyped-def]
     rows = hidden.shape[0]
+    distribution = hidden.new_empty((rows, weight.shape[0]), dtype=torch.float32)
     return (
         hidden.new_empty(rows, dtype=torch.float32),
         hidden.new_empty(rows, dtype=torch.bool),
         hidden.new_empty(rows if entropy else 0, dtype=torch.float32),
-        hidden.new_empty((rows if direction else 0, hidden.shape[1])),
+        distribution if keep == "distribution" else hidden.new_empty((rows if keep else 0, hidden.shape[1])),
     )
 
 
 @torch.library.custom_op("luthier::token_logprobs_backward", mutates_args=())
 def _score_backward(
-    gradient: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, softcap: float
+    gradient: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    kept: Tensor,
+    scale: float,
+    softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward with a trained head, logits computed again: gradients of hidden [R, H], weight [V, H] and bias [V or 0]."""
+    """Backward with a trained head, logits computed again unless the distribution was kept.
+
+    Returns:
+        Gradients of hidden [R, H], weight [V, H] and bias [V or 0].
+    """
     d_hidden = torch.empty_like(hidden)
-    d_weight = torch.zeros_like(weight, dtype=torch.float32)
+    d_weight: Tensor | None = None
     d_bias = weight.new_zeros(0 if bias is None else weight.shape[0], dtype=torch.float32)
     for start, end in _chunks(hidden.shape[0], weight.shape[0]):
-        logits = _logits(hidden[start:end], weight, bias, scale, softcap)
-        d_logits = logits.softmax(-1).neg_()
-        d_logits.scatter_add_(1, targets[start:end, None], torch.ones_like(d_logits[:, :1]))
-        d_logits.mul_(gradient[start:end, None])
+        logits = kept if len(kept) else _logits(hidden[start:end], weight, bias, scale, softcap)
+        d_logits = kept.clone() if len(kept) else logits.softmax(-1)
+        d_logits.scatter_add_(1, targets[start:end, None], torch.full_like(d_logits[:, :1], -1.0))
+        d_logits.mul_(-gradient[start:end, None])
         d_product = _through_cap(d_logits, logits, scale, softcap).to(weight.dtype)
         torch.mm(d_product, weight, out=d_hidden[start:end])
-        if d_weight.dtype == weight.dtype:
-            d_weight.addmm_(d_product.T, hidden[start:end])
-        else:
-            d_weight += d_product.T @ hidden[start:end]
+        part = d_product.T @ hidden[start:end]
+        d_weight = part.float() if d_weight is None else d_weight.add_(part)
         if bias is not None:
             d_bias += d_product.float().sum(0)
-    return d_hidden, d_weight.to(weight.dtype), d_bias.to(weight.dtype)
+    return d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype), d_bias.to(weight.dtype)
 
 
 @_score_backward.register_fake
-def _(gradient, hidden, weight, bias, targets, scale, softcap):  # type: ignore[no-untyped-def]
+def _(gradient, hidden, weight, bias, targets, kept, scale, softcap):  # type: ignore[no-untyped-def]
     return torch.empty_like(hidden), torch.empty_like(weight), weight.new_empty(0 if bias is None else weight.shape[0])
 
 
 def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    hidden, weight, bias, targets, scale, softcap, _, direction = inputs
-    ctx.scale, ctx.softcap, ctx.direction, ctx.biased = scale, softcap, direction, bias is not None
+    hidden, weight, bias, targets, ctx.scale, ctx.softcap, _, ctx.keep = inputs
     ctx.mark_non_differentiable(*output[1:])
-    if direction:
+    if ctx.keep == "direction":
         ctx.save_for_backward(output[3])
     else:
-        ctx.save_for_backward(hidden, weight, targets, *(() if bias is None else (bias,)))
+        ctx.save_for_backward(hidden, weight, bias, targets, output[3])
 
 
 def _backward(ctx, d_logprob, *_unused):  # type: ignore[no-untyped-def]
-    if ctx.direction:
+    if ctx.keep == "direction":
         (slope,) = ctx.saved_tensors
         return (slope * d_logprob[:, None].to(slope.dtype), *(None,) * 7)
-    hidden, weight, targets, *bias = ctx.saved_tensors
-    d_hidden, d_weight, d_bias = _score_backward(
-        d_logprob, hidden, weight, bias[0] if ctx.biased else None, targets, ctx.scale, ctx.softcap
-    )
-    return d_hidden, d_weight, d_bias if ctx.biased else None, *(None,) * 5
+    hidden, weight, bias, targets, kept = ctx.saved_tensors
+    d_hidden, d_weight, d_bias = _score_backward(d_logprob, hidden, weight, bias, targets, kept, ctx.scale, ctx.softcap)
+    return d_hidden, d_weight, d_bias if bias is not None else None, *(None,) * 5
 
 
 _score.register_autograd(_backward, setup_context=_remember)

@@ -18,6 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
+import luthier.kernels.attention  # noqa: F401  (registers the op named below)
+
 Mode = Literal["none", "selective", "full"]
 
 _ATTENTION = {
@@ -26,6 +28,7 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_attention_math.default,
+    torch.ops.luthier.segment_attention.default,
 }
 """What attention is called underneath, on the devices that Luthier runs on."""
 

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from luthier.errors import UserError
 from luthier.models.attention import NAME as SEGMENTS
+from luthier.models.fusion import fuse
 from luthier.models.hub import fetch
 from luthier.recipe.schema import Model, Quantization
 
@@ -45,7 +46,10 @@ def load_model(section: Model, *, dtype: torch.dtype, device: torch.device) -> P
     model = _whole(folder, config=config, dtype=dtype, **options)
     _same_numbers_with_and_without_gradients(model)
     model.config.use_cache = False
-    return model.eval() if section.quantization is not None else model.to(device).eval()
+    model = model if section.quantization is not None else model.to(device)
+    if device.type == "cpu":
+        fuse(model)
+    return model.eval()
 
 
 def load_as_stored(folder: Path) -> PreTrainedModel:
