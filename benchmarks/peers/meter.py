@@ -44,7 +44,8 @@ class Task:
         examples: examples in an optimizer step.
         max_length: longest sequence.
         pack_length, packs: for sides that pack: length and number of packs in an optimizer step, about as many tokens as `examples`.
-        learning_rate: constant, without warm-up; no weight decay; gradients clipped at norm 1.
+        learning_rate: constant, without warm-up; no weight decay, no clipping (litgpt has none); small, so that
+            adapters, which each side draws for itself, do not part the losses.
         rank, alpha: of the adapters.
     """
 
@@ -61,7 +62,7 @@ class Task:
     max_length: int = 512
     pack_length: int = 512
     packs: int = 3
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-5
     rank: int = 8
     alpha: int = 16
 

@@ -31,6 +31,7 @@ def arguments(task: Task) -> dict[str, Any]:
         "num_train_epochs": 1,
         "learning_rate": task.learning_rate,
         "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
         "disable_shuffling": True,
         "bf16": task.precision == "bf16",
         "use_cpu": True,

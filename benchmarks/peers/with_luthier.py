@@ -20,6 +20,7 @@ def train(task: Task, meter: Meter) -> None:
             "learning_rate": task.learning_rate,
             "schedule": "constant",
             "warmup": 0,
+            "max_grad_norm": 0,
             "precision": task.precision,
         },
         "report_to": [],

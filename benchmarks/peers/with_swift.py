@@ -37,6 +37,7 @@ def arguments(task: Task) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "warmup_ratio": 0,
         "weight_decay": 0,
+        "max_grad_norm": 0,
         "adam_beta2": 0.999,
         "logging_steps": 1,
         "save_strategy": "no",

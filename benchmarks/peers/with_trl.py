@@ -21,6 +21,7 @@ def config(task: Task) -> dict[str, Any]:
         "assistant_only_loss": True,
         "learning_rate": task.learning_rate,
         "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
         "train_sampling_strategy": "sequential",
         "bf16": task.precision == "bf16",
         "use_cpu": True,
