@@ -194,6 +194,7 @@ def test_a_field_of_another_method_is_told_as_that(tmp_path: Path) -> None:
     [
         ("", ": is empty"),
         ("- a\n", ":1: a recipe is a mapping"),
+        ("- {instruction: a, output: b}\n", "If it is your data: `luthier train RECIPE data.train="),
         ("model: tiny\ndata:\n  train: [a.json\nmethod: lora\n", ":4: is not YAML"),
         ("a: 1\nb: 2\na: 3\n", ":3: `a` is written twice (first on line 1)"),
         ("a: !!python/object:os.system x\n", ":1: is not YAML"),
@@ -209,6 +210,12 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str, said: str) -> N
     path = tmp_path / "r.yaml"
     path.write_text(content)
     assert said in message(path)
+
+
+def test_a_data_file_without_its_key_is_recognised(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.json").write_text("[]")
+    assert "e.g. `data.train=my.json`" in message(file, "my.json")
 
 
 def test_encodings_and_missing_files(tmp_path: Path, file: Path) -> None:

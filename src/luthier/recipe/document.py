@@ -89,7 +89,10 @@ def read_document(path: Path) -> Document:
     except ValueError as error:
         raise UserError(f"cannot be read: {error}", where=str(path)) from error
     if not isinstance(document.values, dict):
-        raise UserError("a recipe is a mapping (`key: value`)", where=f"{path}:1")
+        rows: Any = document.values
+        data = isinstance(rows, list) and any(isinstance(row, dict) for row in rows)
+        hint = f"If it is your data: `luthier train RECIPE data.train={path}`." if data else None
+        raise UserError("a recipe is a mapping (`key: value`)", where=f"{path}:1", hint=hint)
     return document
 
 

@@ -83,7 +83,8 @@ def _parse_override(text: str) -> tuple[Key, Any, str]:
     name, equals, written = text.partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
-        raise UserError(f"`{text}` is not an override", hint="Write `key=value`, e.g. `train.learning_rate=2e-4`.")
+        meant = f"data.train={text}" if Path(text).exists() else "train.learning_rate=2e-4"
+        raise UserError(f"`{text}` is not an override", hint=f"Write `key=value`, e.g. `{meant}`.")
     try:
         value = parse_value(written)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
