@@ -86,10 +86,13 @@ def many_rows(source: Path, count: int) -> list[dict[str, str]]:
 
 def write_rows(rows: list[dict[str, str]], folder: Path, name: str) -> tuple[Path, Path]:
     """Two files: the rows as they are, for Luthier, and in the order in which its first epoch visits them, for the peers."""
-    from luthier.data.batch import epoch_order
+    import numpy as np
+
+    from luthier.data.mix import Mixture, Portion
 
     ours, theirs = folder / f"{name}.json", folder / f"{name}-in-order.json"
     ours.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    ordered = [rows[index] for index in epoch_order(len(rows), SEED, 0)]
+    order = Mixture((Portion(0, len(rows)),)).epoch(0, np.zeros(len(rows), np.int64), seed=SEED)
+    ordered = [rows[index] for index in order]
     theirs.write_text(json.dumps(ordered, ensure_ascii=False), encoding="utf-8")
     return ours, theirs
