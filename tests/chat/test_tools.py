@@ -56,21 +56,29 @@ def multi_turn(shared: Path) -> Iterator[Talk]:
             nodes = [ast.parse(source, mode="eval").body for source in sources]
             calls = [(ast.unparse(node.func), keywords(node)) for node in nodes if isinstance(node, ast.Call)]
             messages += [*question, asked(*calls) if calls else {"role": "assistant", "content": "Done."}]
-        yield messages, []
+        yield messages, described([call for message in messages for call in message.get("tool_calls", ())])
 
 
 def toolalpaca(shared: Path) -> Iterator[Talk]:
-    """Questions and calls; the functions are described in prose, so a schema is made of the values that they are given."""
+    """Questions and calls; the functions are described in prose."""
     for api in json.loads((shared / "data/toolcall/toolalpaca_eval_simulated.json").read_text(encoding="utf-8")):
         for question, answers in zip(api["Instructions"], api["Golden_Answers"], strict=True):
             calls = [(answer["Action"], mapping(answer["Action_Input"])) for answer in answers]
-            texts = {key: {"type": "string"} for _, given in calls for key, value in given.items() if isinstance(value, str)}
-            parameters = {"type": "object", "properties": texts}
-            tools = [
-                {"name": name, "description": text, "parameters": parameters}
-                for name, text in api["Function_Description"].items()
-            ]
-            yield [{"role": "user", "content": question}, asked(*calls)], [wrapped(tool) for tool in tools]
+            message = asked(*calls)
+            yield [{"role": "user", "content": question}, message], described(message["tool_calls"])
+
+
+def described(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Schemas that fit some calls: formats without quotation marks need them to tell text from numbers."""
+    known: dict[str, dict[str, Any]] = {}
+    for call in calls:
+        properties = known.setdefault(call["function"]["name"], {})
+        for key, value in call["function"]["arguments"].items():
+            properties[key] = {"type": "string" if isinstance(value, str) else "number"}
+    return [
+        wrapped({"name": name, "description": name, "parameters": {"type": "object", "properties": properties}})
+        for name, properties in known.items()
+    ]
 
 
 def mapping(text: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A chat template is a program that came with a model, so it is not trusted. Jinja's immutable sandbox keeps it from Python's
 internals; the fences here keep it from eating the machine:
 
-- time: a tick is compiled into every loop and macro, and refuses to go on after `SECONDS`;
+- time: a tick is compiled into every loop and macro, and refuses to go on after `SECONDS` of this thread's own work;
 - size: everything that is printed is counted, and operations that can blow a string up (`+ ~ * ** %`, `replace`, `join`,
   paddings) are checked before they run.
 
@@ -32,7 +32,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 SECONDS = 5.0
-"""Longest time one rendering may take."""
+"""Longest time one rendering may compute, without the time that others had the processor."""
 CHARACTERS = 1 << 24
 """Longest text one rendering may print or build."""
 SOURCE_CHARACTERS = 1 << 20
@@ -60,7 +60,7 @@ class _Budget(threading.local):
     characters = float("inf")
 
     def begin(self) -> None:
-        self.deadline = time.monotonic() + SECONDS
+        self.deadline = time.thread_time() + SECONDS
         self.characters = CHARACTERS
 
     def end(self) -> None:
@@ -75,7 +75,7 @@ def _tick(constants: int) -> None:
     budget.characters -= constants
     if budget.characters < 0:
         _too_long()
-    if time.monotonic() > budget.deadline:
+    if time.thread_time() > budget.deadline:
         raise SecurityError(f"it takes longer than {SECONDS:g} seconds")
 
 

@@ -263,10 +263,9 @@ def _thoughtless(view: View, messages: Sequence[Message], segments: list[Rendere
 
 def _check_kept(messages: Sequence[Message], segments: list[Rendered]) -> None:
     """Refuse where a template has dropped a thought that it was asked to keep."""
-    text = segments[0].text
+    text = segments[-1].text
     for number, message in enumerate(messages, 1):
-        thought = thought_of(message).strip() if message["role"] == "assistant" else ""
-        if len(segments) > 1 or thought not in text:
+        if message["role"] == "assistant" and thought_of(message).strip() not in text:
             raise TemplateRefused(f"the template does not keep the thought of message {number}, as `thinking: keep` asks")
 
 

@@ -24,6 +24,7 @@ from luthier.chat.render import REASONING, Message
 Thinking = Literal["template", "keep", "strip", "drop"]
 
 KEEP: Mapping[str, Any] = {
+    "enable_thinking": True,
     "preserve_thinking": True,
     "clear_thinking": False,
     "truncate_history_thinking": False,

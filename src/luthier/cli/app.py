@@ -27,6 +27,7 @@ from luthier.cli.export import export_app
 from luthier.cli.login import login
 from luthier.cli.recipes import recipes_app
 from luthier.cli.runs import logs, runs_app, show, stop
+from luthier.cli.template import template_app
 from luthier.cli.train import resume, train
 from luthier.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, Stopped, UserError
 from luthier.files import is_disk_full
@@ -68,6 +69,7 @@ app.command()(compare)
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+app.add_typer(template_app, name="template")
 app.add_typer(export_app, name="export")
 app.command()(env)
 app.command()(login)

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from luthier.chat import ChatTemplate, TemplateRefused
 from luthier.chat.template import TrainOn
+from luthier.chat.thinking import Thinking
 from luthier.data.examples import Conversation, Document, Example
 from luthier.data.problems import RowError
 from luthier.data.tokenizer import Encoded, Tokenizer
@@ -54,12 +55,16 @@ class Settings:
         max_length: longest segment, in tokens.
         train_on: `assistant`, `all` or `last`.
         truncate: what is left of a conversation beyond `max_length`, see above.
+        thinking: what becomes of thoughts, see `chat.thinking`.
+        learn_thinking: whether they are learnt.
     """
 
     stage: str
     max_length: int
     train_on: TrainOn = "assistant"
     truncate: Truncation = "turns"
+    thinking: Thinking = "template"
+    learn_thinking: bool = True
 
 
 class Text(NamedTuple):
@@ -205,7 +210,13 @@ class Encoder:
         """What the template writes, and what of it is learnt."""
         assert self.template is not None
         try:
-            found = self.template.supervise(example.messages, example.tools, train_on)
+            found = self.template.supervise(
+                example.messages,
+                example.tools,
+                train_on,
+                thinking=self.settings.thinking,
+                learn_thinking=self.settings.learn_thinking,
+            )
         except TemplateRefused as error:
             raise RowError(f"the template refuses it: {error}") from error
         return [Text(item.text, joined(item.spans), item.rung) for item in found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def prepare(
     began = time.monotonic()
     inputs = _inputs(recipe)
     data = recipe.data
-    settings = Settings(recipe.stage.type, data.max_length, data.train_on, data.truncate)
+    settings = Settings(recipe.stage.type, data.max_length, data.train_on, data.truncate, data.thinking, data.learn_thinking)
     if pinned is not None and is_cached(pinned):
         key = pinned
     else:
@@ -115,7 +115,7 @@ def _key(recipe: Recipe, inputs: list[Input], settings: Settings, tokenizer: Tok
             "encoder": ENCODER_VERSION,
             "tokenizer": tokenizer.fingerprint,
             "template": None if template is None else [template.source, sorted(template.variables.items())],
-            "settings": [settings.stage, settings.max_length, settings.train_on, settings.truncate, data.system, data.on_error],
+            "settings": [*astuple(settings), data.system, data.on_error],
             "filled": [data.variables, data.replace],
             "sources": [
                 {

@@ -156,7 +156,11 @@ class Data(Section):
     packing: bool = True
     """Lay segments end to end without padding. Execution only: it never changes what is learnt."""
     template: str = "auto"
-    """Chat template: `auto` (the tokenizer's own), a family name such as `qwen`, or a `.jinja` file."""
+    """Chat template: `auto` (the tokenizer's own), a family such as `qwen3`, a `.jinja` file, or Jinja text itself."""
+    thinking: Literal["template", "keep", "strip", "drop"] = "template"
+    """Thoughts in answers: as the template has it, kept in all turns, stripped from earlier turns, or dropped everywhere."""
+    learn_thinking: bool = True
+    """Learn the thoughts that stand in an answer; if not, they are only read, and what follows them is learnt."""
     system: str | None = None
     """System prompt for examples that bring none."""
     train_on: Literal["assistant", "all", "last"] = "assistant"

@@ -29,7 +29,7 @@ from luthier.models.methods import apply_method
 from luthier.models.policy import Policy
 from luthier.objectives import OBJECTIVES, Objective
 from luthier.recipe.schema import Recipe
-from luthier.workshop.loading import template_for
+from luthier.workshop.loading import served_otherwise, template_for
 from luthier.workshop.watching import Sampler, Watchers
 
 
@@ -84,6 +84,8 @@ def assemble(
     tokenizer, template, dataset = prepare_data(recipe, progress=watchers.preparing, pinned=pinned, run=run)
     if template.note and stage != "pt":
         watchers.note(template.note)
+    if stage != "pt" and (warning := served_otherwise(template, tokenizer)):
+        watchers.note(warning)
     _introduce(dataset, tokenizer, watchers)
     policy = _policy(recipe, precision, world)
     watchers.note(policy.describe())

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from luthier.chat import ChatTemplate, resolve
+from luthier.chat.agreement import PLAIN, compare
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
 from luthier.export.source import find_source
@@ -45,3 +46,29 @@ def load(
 def template_for(recipe: Recipe | None, tokenizer: Tokenizer) -> ChatTemplate:
     """The chat template that a recipe trains and talks with; without a recipe the tokenizer's own."""
     return resolve(recipe.data.template if recipe else "auto", tokenizer.chat_template, tokenizer.variables)
+
+
+def served_otherwise(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
+    """A warning, if a model is to be taught in another format than the one that it came with; None if the two agree.
+
+    The trained model is written with the template that it learnt with, so the warning is for those who serve an adapter on the base
+    model, and for those who named the wrong template.
+    """
+    own = tokenizer.chat_template
+    if own is None or own == template.source:
+        return None
+    serving = ChatTemplate("the model's own", own, tokenizer.variables)
+    findings = compare(
+        template,
+        serving,
+        lambda text: tokenizer.encode(text).ids.tolist(),
+        lambda ids: tokenizer.decode(ids, skip_special=False),
+        PLAIN,
+    )
+    found = next((finding for finding in findings if not finding.agree), None)
+    if found is None:
+        return None
+    return (
+        f"warning: the template `{template.name}` is not the one that this model came with; {found.line()}. Serve the model with the "
+        f"template that is saved beside it, or train with `data.template: auto`"
+    )

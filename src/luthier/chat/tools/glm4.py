@@ -12,7 +12,7 @@ import re
 
 from luthier.chat.tools.calls import Call, Tools, decoded
 
-_CALL = re.compile(r"([\w.:-]+)[ \t]*\n")
+_CALL = re.compile(r"([^\s{}]+)[ \t]*\n")
 _HEADER = "<|assistant|>"
 
 

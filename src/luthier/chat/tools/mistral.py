@@ -12,7 +12,7 @@ import re
 
 from luthier.chat.tools.calls import Call, Tools, calls_of, decoded
 
-_NAMED = re.compile(r"\[TOOL_CALLS\]\s*([^\[\]{}]+?)(?:\[CALL_ID\](\w+))?\[ARGS\]")
+_NAMED = re.compile(r"\[TOOL_CALLS\]\s*(\S+?)(?:\[CALL_ID\](\w+))?\[ARGS\]")
 _LISTED = re.compile(r"\[TOOL_CALLS\]\s*|^\s*(?=\[\s*\{\s*\"name\")")
 
 
