@@ -16,7 +16,8 @@ import pytest
 import luthier
 from luthier.data.formats import FORMATS
 from luthier.data.problems import Problems
-from luthier.data.read_examples import read_examples
+from luthier.data.read_examples import choose_format, read_examples
+from luthier.data.sources import rows_of
 from luthier.recipe.load import load_recipe
 from luthier.recipe.schema import Source
 from luthier.recipe.shipped import shipped_recipes
@@ -53,7 +54,7 @@ def test_both_languages_show_the_same(english, chinese):
     ]
 
 
-@pytest.mark.parametrize("page", [page for page in DOCS if page.name.startswith("data.")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in DOCS if page.name.startswith("formats.")], ids=lambda page: page.name)
 def test_samples_of_data_are_read_as_the_format_they_stand_under(page, tmp_path):
     seen = set()
     parts = re.split(r"^## ", page.read_text("utf-8"), flags=re.MULTILINE)
@@ -62,25 +63,27 @@ def test_samples_of_data_are_read_as_the_format_they_stand_under(page, tmp_path)
         for number, (language, text) in enumerate(re.findall(r"^```(jsonl?|csv|txt)\n(.*?)^```", part, re.MULTILINE | re.DOTALL)):
             file = tmp_path / f"{len(seen)}-{number}.{language}"
             file.write_text(text, "utf-8")
-            expected = title[1] if title else "alpaca"
-            stage = "pt" if expected == "text" else "sft"
+            assert title, part
+            expected, stage = title[1], "pt" if title[1] == "text" else None
             problems = Problems("fail")
-            found = list(read_examples(Source(path=str(file)), problems, stage=stage, system=None))
+            found = list(read_examples(Source(path=str(file)), problems, stage=stage))
             problems.finish()
-            forced = list(read_examples(Source(path=str(file), format=expected), problems, stage=stage, system=None))
+            forced = list(read_examples(Source(path=str(file), format=expected), problems, stage=stage))
             assert len(found) >= 1
             assert found == forced, f"{page.name}: not recognised as {expected}"
+            assert choose_format(Source(path=str(file)), rows_of(Source(path=str(file))), stage)[0] is FORMATS[expected]
             seen.add(expected)
-    assert seen <= set(FORMATS)
+    assert seen == set(FORMATS) - {"oasst_pairs"}  # whose rows are those of oasst
 
 
 def test_the_formats_and_kinds_of_files_are_those_of_the_code():
     from luthier.chat.families import families
-    from luthier.data.read import KINDS
+    from luthier.data.parts import KINDS
 
+    for page in (ROOT / "docs/formats.md", ROOT / "docs/formats.zh.md"):
+        assert set(re.findall(r"^## `(\w+)`", page.read_text("utf-8"), re.MULTILINE)) == set(FORMATS)
     for page in (ROOT / "docs/data.md", ROOT / "docs/data.zh.md"):
         text = page.read_text("utf-8")
-        assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == set(FORMATS)
         assert all(f"`.{kind}`" in text for kind in KINDS)
         assert all(f"`{name}`" in text for name in families())
 
@@ -90,12 +93,12 @@ def test_overrides_on_the_page_fit(page, tmp_path):
     (first,) = blocks(ROOT / "docs/first-run.md", "yaml")
     (tmp_path / "first.yaml").write_text(first, "utf-8")
     for line in commands(page):
-        words = shlex.split(line)
-        if words[0] != "luthier" or not any("=" in word and not word.startswith("-") for word in words):
+        words = shlex.split(re.sub(r"--columns \S+", "", line))
+        overrides = [word for word in words if "=" in word and not word.startswith("-")]
+        if words[0] != "luthier" or not overrides:
             continue
         name = next((word for word in words if word in shipped_recipes()), None)
-        recipe = shipped_recipes()[name] if name else tmp_path / "first.yaml"
-        load_recipe(recipe, [word for word in words if "=" in word and not word.startswith("-")])
+        load_recipe(shipped_recipes()[name] if name else tmp_path / "first.yaml", overrides)
 
 
 @each_page
