@@ -46,6 +46,8 @@ def test_quiet_prints_the_result_and_output_moves_the_runs(workplace: Path, luth
         (("missing.yaml",), "missing.yaml"),
         (("r.yaml", "method.rnak=4"), "rank"),
         (("r.yaml", "method.rank=abc"), "method.rank"),
+        (("r.yaml", "--learning-rate", "1e-4"), "without dashes, here `train.learning_rate=…`"),
+        (("r.yaml", "--bf16"), "without dashes, such as"),
         (("r.yaml", "--name", "a/b", "--detach"), "cannot name a run"),
         (("r.yaml", "method.rank=abc", "--detach"), "method.rank"),
         (("r.yaml", "method.rank=abc", "--nproc", "2"), "method.rank"),

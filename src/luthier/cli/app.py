@@ -28,7 +28,7 @@ from luthier.cli.login import login
 from luthier.cli.recipes import recipes_app
 from luthier.cli.runs import logs, runs_app, show, stop
 from luthier.cli.template import template_app
-from luthier.cli.train import resume, train
+from luthier.cli.train import TakesFields, resume, train
 from luthier.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, Stopped, UserError
 from luthier.files import is_disk_full
 
@@ -59,8 +59,8 @@ def _luthier(
     """A workshop for fine-tuning language models: a data file in, a tuned model you can talk to out."""
 
 
-app.command()(train)
-app.command()(resume)
+app.command(cls=TakesFields)(train)
+app.command(cls=TakesFields)(resume)
 app.command()(stop)
 app.command()(show)
 app.command()(logs)
@@ -73,7 +73,7 @@ app.add_typer(template_app, name="template")
 app.add_typer(export_app, name="export")
 app.command()(env)
 app.command()(login)
-runs_app.command()(resume)
+runs_app.command(cls=TakesFields)(resume)
 
 
 def run(arguments: Sequence[str]) -> int:
