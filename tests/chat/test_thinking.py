@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from luthier.chat import ChatTemplate, Rendered, TemplateRefused, families, resolve
+from luthier.chat.template import TRAINING_DAY
 from luthier.chat.thinking import thought_of, without_thought
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -70,7 +71,11 @@ def test_every_family_keeps_thoughts_when_asked(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(families()))
 @pytest.mark.parametrize("messages", [SEPARATE, INLINE], ids=["separate", "inline"])
 def test_dropped_thoughts_are_nowhere(name: str, messages: list[dict[str, str]]) -> None:
-    for segment in resolve(name, None, VARIABLES).supervise(messages, thinking="drop"):
+    template = resolve(name, None, VARIABLES, "drop")
+    segments = template.supervise(messages, thinking="drop")
+    asked = [without_thought(message) for message in messages[:3]]
+    assert template.render(asked, add_generation_prompt=True, now=TRAINING_DAY) in segments[-1].text
+    for segment in segments:
         assert "thought" not in segment.text
         assert "think>" not in learnt(segment) or name == "deepseek-r1"  # its prompt always opens a thought; the answer closes it
 

@@ -13,7 +13,7 @@ from luthier.chat.families import Family, alike, by_any_name, families
 from luthier.chat.ladder import Rendered, Span, View, climb, thoughts
 from luthier.chat.render import Message, Program, TemplateRefused, compiled, plain
 from luthier.chat.shape import Shape, find_shape
-from luthier.chat.thinking import DROP, KEEP, Thinking, stripped, thought_of, without, without_thought
+from luthier.chat.thinking import KEEP, NO_THOUGHTS, Thinking, stripped, thought_of, without, without_thought
 from luthier.chat.tools import Answer, parse, recognise
 from luthier.errors import UserError, did_you_mean
 
@@ -110,7 +110,7 @@ class ChatTemplate:
         if thinking == "keep":
             extra = {**KEEP, **extra}
         elif thinking == "drop":
-            messages, extra = [without_thought(message) for message in messages], {**DROP, **extra}
+            messages = [without_thought(message) for message in messages]
         weights = {i: _weight(message, i) for i, message in enumerate(messages) if message["role"] == "assistant"}
         view = self._view(tools, now, extra)
         if thinking == "strip" and train_on != "all" and any(thought_of(messages[turn]) for turn in list(weights)[:-1]):
@@ -278,17 +278,28 @@ def _weight(message: Message, index: int) -> float:
     return float(weight)
 
 
-def resolve(choice: str, tokenizer_template: str | None, variables: Mapping[str, str]) -> ChatTemplate:
+def resolve(
+    choice: str, tokenizer_template: str | None, variables: Mapping[str, str], thinking: Thinking = "template"
+) -> ChatTemplate:
     """The template that a recipe asks for.
 
     Args:
         choice: `auto`, a family's name or alias, the path of a `.jinja` file, or a template itself (a text with `{{` or `{%`).
         tokenizer_template: the template that came with the tokenizer.
         variables: names for the template, such as `bos_token` and `eos_token`.
+        thinking: as in `data.thinking`. With `drop` the template says by itself that there are no thoughts, so that the model is
+            prompted without them wherever it is served.
 
     Raises:
         UserError: there is no such family or file, or the template is no valid Jinja.
     """
+    chosen = _chosen(choice, tokenizer_template, variables)
+    if thinking != "drop":
+        return chosen
+    return ChatTemplate(chosen.name, NO_THOUGHTS + chosen.source, chosen.variables, family=chosen.family, note=chosen.note)
+
+
+def _chosen(choice: str, tokenizer_template: str | None, variables: Mapping[str, str]) -> ChatTemplate:
     if choice == "auto" and tokenizer_template:
         return ChatTemplate("the tokenizer's", tokenizer_template, variables)
     if choice == "auto":

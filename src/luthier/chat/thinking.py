@@ -31,8 +31,8 @@ KEEP: Mapping[str, Any] = {
     "drop_thinking": False,
 }
 """What asks a template to keep the thoughts of earlier answers: our own families and Qwen 3.6, GLM-4.7, Nemotron 3, DeepSeek V4."""
-DROP: Mapping[str, Any] = {"enable_thinking": False, "thinking": False}
-"""What tells a template that there are no thoughts: Qwen 3 and many others, Granite and DeepSeek V3.1."""
+NO_THOUGHTS = "{%- set enable_thinking, thinking = false, false %}\n"
+"""What tells a template that there are no thoughts, as its first line: Qwen 3 and many others, Granite and DeepSeek V3.1."""
 
 _INLINE = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*", re.DOTALL)
 _CLOSING = re.compile(r"\s*(?:</think>)?\s*")

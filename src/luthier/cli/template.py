@@ -126,8 +126,9 @@ def _training(model: str, template: str) -> tuple[Tokenizer, ChatTemplate]:
     source = find_source(model)
     recipe = source.recipe
     tokenizer = load_tokenizer(tokenizer_folder(recipe.model) if recipe else source.tokenizer)
-    choice = recipe.data.template if recipe and template == "auto" else template
-    return tokenizer, resolve(choice, tokenizer.chat_template, tokenizer.variables)
+    if recipe and template == "auto":
+        return tokenizer, resolve(recipe.data.template, tokenizer.chat_template, tokenizer.variables, recipe.data.thinking)
+    return tokenizer, resolve(template, tokenizer.chat_template, tokenizer.variables)
 
 
 def _resolve(template: str, model: str | None) -> ChatTemplate:

@@ -116,7 +116,8 @@ def _learnt_template(source: Source, tokenizer: Tokenizer) -> ChatTemplate | Non
     """The chat template that a run learnt with; None where nothing is known beyond the tokenizer's own."""
     if source.recipe is None or source.recipe.stage.type == "pt":
         return None
-    return resolve(source.recipe.data.template, tokenizer.chat_template, tokenizer.variables)
+    data = source.recipe.data
+    return resolve(data.template, tokenizer.chat_template, tokenizer.variables, data.thinking)
 
 
 def model_card(source: Source, model: PreTrainedModel) -> str:

@@ -45,7 +45,9 @@ def load(
 
 def template_for(recipe: Recipe | None, tokenizer: Tokenizer) -> ChatTemplate:
     """The chat template that a recipe trains and talks with; without a recipe the tokenizer's own."""
-    return resolve(recipe.data.template if recipe else "auto", tokenizer.chat_template, tokenizer.variables)
+    if recipe is None:
+        return resolve("auto", tokenizer.chat_template, tokenizer.variables)
+    return resolve(recipe.data.template, tokenizer.chat_template, tokenizer.variables, recipe.data.thinking)
 
 
 def served_otherwise(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
