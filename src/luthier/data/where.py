@@ -84,7 +84,7 @@ class Where:
                     f"may not hold {said}", where=f"{_FLAG} {expression[:80]!r}", hint=f"Methods: {', '.join(sorted(_METHODS))}."
                 )
         self._text = expression
-        self._evaluator = EvalWithCompoundTypes(functions=FUNCTIONS, operators={**DEFAULT_OPERATORS, ast.Mod: _remainder})
+        self._evaluator = EvalWithCompoundTypes(functions=dict(FUNCTIONS), operators={**DEFAULT_OPERATORS, ast.Mod: _remainder})
 
     def __call__(self, row: Any, origin: Origin) -> bool:
         """Whether the row is taken.
