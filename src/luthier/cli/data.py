@@ -10,9 +10,10 @@ from luthier.cli.data_cache import cache_app
 from luthier.cli.data_check import check
 from luthier.cli.data_convert import convert
 from luthier.cli.data_registry import add, formats, list_, show
+from luthier.errors import UserError
 
 if TYPE_CHECKING:
-    from luthier.data.batch import GlobalBatches
+    from luthier.data.loader import Batches
     from luthier.data.prepare import Dataset
     from luthier.data.tokenizer import Tokenizer
 
@@ -68,16 +69,20 @@ def stats(recipe: RecipeName, overrides: Overrides = None) -> None:
     from luthier.data.preview import stats as measure
 
     dataset, batches, _ = _prepared(recipe, overrides or [])
+    if batches.steps_per_epoch is None:
+        raise UserError(
+            "a stream has no length that could be measured", where="data.streaming", hint="Use `luthier data preview`."
+        )
     for line in [*dataset.report.lines(), *measure(dataset, batches).lines()]:
         print(line)
 
 
-def _prepared(name: str, overrides: list[str]) -> tuple[Dataset, GlobalBatches, Tokenizer]:
+def _prepared(name: str, overrides: list[str]) -> tuple[Dataset, Batches, Tokenizer]:
     """The dataset of a recipe and its batches, as `luthier train` would make them."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from luthier.data.batch import GlobalBatches
+    from luthier.data.loader import batches_of
     from luthier.engine.plan import batch_of
     from luthier.recipe.load import load_recipe, placed
     from luthier.workshop.assembly import prepare_data
@@ -90,5 +95,4 @@ def _prepared(name: str, overrides: list[str]) -> tuple[Dataset, GlobalBatches, 
             recipe, progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
         )
         examples, tokens = batch_of(recipe.train, recipe.stage.type, recipe.data.max_length, 1)
-    batches = GlobalBatches(dataset.store, dataset.train, seed=recipe.train.seed, batch_size=examples, batch_tokens=tokens)
-    return dataset, batches, tokenizer
+    return dataset, batches_of(dataset, recipe, (examples, tokens)), tokenizer

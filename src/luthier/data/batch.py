@@ -170,6 +170,12 @@ class GlobalBatches:
         drawn = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         return Drawn(self.store, segments, drawn << 32 | self.store.group[segments], len(rows))
 
+    def cursor(self) -> None:
+        """Nothing: the step is the cursor."""
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
     @property
     def mixed(self) -> bool:
         """Whether there are several sources."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -173,7 +173,7 @@ def _numbers(pieces: Sequence[Piece]) -> dict[str, int]:
     }
 
 
-def total(counts: Iterable[Counter[str]]) -> dict[str, int]:
+def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The numbers of several sources together."""
     sums: Counter[str] = Counter()
     for each in counts:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from luthier.data.pipeline import total
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class DataReport(Counts):
         bad: what was wrong with the rows that were skipped, one line for each kind, with file and lines.
         template: name of the chat template, None without one.
         max_length: longest segment allowed, in tokens.
+        streamed: sources that are read on the way; their counts are known when they have been read.
         cached: the store was there already.
         seconds: time it took to prepare.
     """
@@ -100,8 +102,15 @@ class DataReport(Counts):
     bad: tuple[str, ...] = ()
     template: str | None = None
     max_length: int = 0
+    streamed: list[str] = field(default_factory=list)
     cached: bool = False
     seconds: float = 0.0
+
+    def used(self, counts: Sequence[Mapping[str, int]], names: Sequence[str]) -> DataReport:
+        """The report of a stream after it was read, from the counts of each source."""
+        sources = tuple(SourceReport(**each, name=name) for each, name in zip(counts, names, strict=True))
+        sums: dict[str, Any] = total(counts)
+        return replace(self, sources=sources, **sums)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain JSON values."""
@@ -111,6 +120,8 @@ class DataReport(Counts):
         """The report in words: what was read and made, of each source where there are several, then what was cut or left out."""
         how = "from the cache" if self.cached else f"in {self.seconds:.1f} s"
         lines = [f"data: {self.made()} ({how})"]
+        if self.streamed and not self.rows:
+            lines = [f"data: {', '.join(self.streamed)}; read and tokenised on the way"]
         if len(self.sources) > 1:
             lines += [source.line() for source in self.sources]
         if self.validation:
@@ -119,12 +130,6 @@ class DataReport(Counts):
             rungs = ", ".join(f"{name} {count:,}" for name, count in sorted(self.rungs.items()))
             lines.append(f"template {self.template}; mask found by: {rungs or 'nothing'}")
         return lines + self.losses(self.max_length) + [f"  {kind}" for kind in self.bad if self.skipped]
-
-
-def source_names(files: Sequence[str]) -> list[str]:
-    """A short name for each file, for metrics and reports: its own without folder and endings, numbered where several have the same."""
-    stems = [Path(file).name.split(".")[0] or file for file in files]
-    return [stem if stems.count(stem) == 1 else f"{stem}-{stems[: n + 1].count(stem)}" for n, stem in enumerate(stems)]
 
 
 def _share(part: int, whole: int) -> str:

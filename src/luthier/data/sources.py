@@ -128,7 +128,11 @@ def _count_lines(path: Path) -> int:
         return max(1, sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")))
 
 
+def headless(source: Source) -> bool:
+    """Whether its csv files have no header: their columns are named by number."""
+    return bool(source.columns) and all(name.isdecimal() for name in source.columns.values())
+
+
 def _file_rows(source: Source) -> Iterator[Row]:
-    headless = bool(source.columns) and all(name.isdecimal() for name in source.columns.values())
     for part in parts_of(source):
-        yield from read_rows(part.fetch(), documents=source.documents, headless=headless)
+        yield from read_rows(part.fetch(), documents=source.documents, headless=headless(source))

@@ -25,7 +25,7 @@ refused; `prepare` then builds a new one, since the version is part of the key i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -192,6 +192,11 @@ class TokenStore:
         before = np.concatenate([[0], np.cumsum(self.weight != 0, dtype=np.int64)])
         return before[self.offsets[1:]] - before[self.offsets[:-1]]
 
+    @cached_property
+    def source_names(self) -> list[str]:
+        """A short name for each source, for metrics and reports."""
+        return _short_names([source.file for source in self.header.sources])
+
     def segment(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
         """Tokens int32 [T] and weights float16 [T] of one segment, as views of the map."""
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
@@ -201,10 +206,29 @@ class TokenStore:
         """Call the sources by these names, in their order: the same content may lie elsewhere than when the store was built."""
         named = tuple(replace(source, file=file) for source, file in zip(self.header.sources, files, strict=True))
         self.header = replace(self.header, sources=named)
+        self.__dict__.pop("source_names", None)
 
     def origin(self, index: int) -> str:
         """`file:line` of the example that segment `index` was made from."""
         return f"{self.header.sources[int(self.source[index])].file}:{int(self.line[index])}"
+
+
+def memory_store(header: Header, columns: Mapping[str, Any]) -> TokenStore:
+    """A store that lies in memory; its header is completed by the sizes."""
+    typed = {name: np.asarray(columns[name], dtype=dtype) for name, dtype in COLUMNS.items()}
+    return TokenStore(Path(), replace(header, segments=len(typed["source"]), tokens=len(typed["tokens"])), typed)
+
+
+def empty_store(stage: str, max_length: int) -> TokenStore:
+    """A store of nothing, for a run that learns from streams and measures nothing."""
+    header = Header("none", stage, None, max_length, 0, 0, ())
+    return memory_store(header, {name: [0] if name == "offsets" else [] for name in COLUMNS})
+
+
+def _short_names(files: Sequence[str]) -> list[str]:
+    """The name of each file without folder and endings, numbered where several have the same."""
+    stems = [Path(file).name.split(".")[0] or file for file in files]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{stems[: n + 1].count(stem)}" for n, stem in enumerate(stems)]
 
 
 def _rows(name: str, header: Header) -> int:

@@ -78,6 +78,11 @@ def split(store: TokenStore, recipe: Recipe) -> tuple[Units, Units | None]:
     return replace(train, mixture=mixture), validation
 
 
+def all_units(store: TokenStore) -> Units:
+    """The units of everything in a store."""
+    return _units(store, np.unique(store.example))
+
+
 def mixture_of(data: Data, counts: Sequence[int]) -> Mixture:
     """The mixture of a recipe, over sources with so many units; a source that has none gives none."""
     firsts = np.cumsum([0, *counts])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,9 +46,8 @@ def evaluate(
     micro_batch_tokens: int,
     packing: bool,
     world: World,
-    sources: Sequence[str] = (),
 ) -> Measured:
-    """Evaluate `units`; every rank takes a share, and all return the same numbers. `sources` are the names of the store's."""
+    """Evaluate `units`; every rank takes a share, and all return the same numbers."""
     segments = np.unique(units.segments).astype(np.int64)
     mine = lay_out(
         segments, store.lengths[segments], store.group[segments], micro_batch_tokens=micro_batch_tokens, ranks=world.size
@@ -70,6 +69,6 @@ def evaluate(
     world.sum_in_place([sums, by_source])
     total, accurate, weight = sums.tolist()
     mean = total / weight
-    losses = {name: part / share for name, part, share in zip(sources, *by_source.tolist(), strict=False) if share}
+    losses = {name: part / share for name, part, share in zip(store.source_names, *by_source.tolist(), strict=True) if share}
     told = losses if len(losses) > 1 else {}
     return Measured(mean, math.exp(mean) if mean < 700 else math.inf, accurate / weight, round(weight), told)

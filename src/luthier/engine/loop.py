@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from luthier import faults
-from luthier.data.batch import Batch, Drawn, GlobalBatches, lay_out
+from luthier.data.batch import Batch, Drawn, lay_out
+from luthier.data.loader import Batches
+from luthier.data.store import TokenStore
 from luthier.data.units import Units
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.diagnose import name_bad_rows
@@ -59,8 +61,8 @@ class Job:
         policy: the model.
         objective: what is minimised.
         batches: which segments each step learns from.
+        store: holds the validation units; its key is what a resumed run asks for.
         validation: held-out units, or None.
-        sources: names of the store's sources; where there are several, each has a loss of its own in the metrics.
         optimizer: masters and moments.
         state: counters; where to begin.
         checkpoints: where to save.
@@ -74,7 +76,8 @@ class Job:
     plan: Plan
     policy: Policy
     objective: Objective
-    batches: GlobalBatches
+    batches: Batches
+    store: TokenStore
     validation: Units | None
     optimizer: Optimizer
     state: TrainState
@@ -83,7 +86,6 @@ class Job:
     world: World
     callbacks: Sequence[Callback] = ()
     sample: Callable[[int], None] | None = None
-    sources: Sequence[str] = ()
     executed: Executed = field(default_factory=Executed)
 
 
@@ -234,16 +236,16 @@ def _read(job: Job, pending: Pending) -> None:
         seconds=seconds,
         tokens_per_second=pending.tokens / max(seconds, 1e-9),
         skipped=bool(bad),
-        extra=_by_source(job, sums, pending.denominators),
+        extra=_by_source(pending, sums) if job.batches.mixed else {},
     )
     for callback in job.callbacks:
         callback.on_step(record)
 
 
-def _by_source(job: Job, sums: Sequence[float], denominators: NDArray[np.float64]) -> dict[str, float]:
-    """The loss of each source that was in a step, where there are several to train on."""
-    named = zip(job.sources, sums, denominators.tolist(), strict=False)
-    return {f"loss/{name}": total / share for name, total, share in named if share} if job.batches.mixed else {}
+def _by_source(pending: Pending, sums: Sequence[float]) -> dict[str, float]:
+    """The loss of each source that was in a step."""
+    named = zip(pending.drawn.store.source_names, sums, pending.denominators.tolist(), strict=True)
+    return {f"loss/{name}": total / share for name, total, share in named if share}
 
 
 def _due(job: Job, finished: bool) -> tuple[bool, bool, bool]:
@@ -278,12 +280,11 @@ def _evaluate(job: Job) -> bool:
     measured = evaluate(
         job.policy,
         job.objective,
-        job.batches.store,
+        job.store,
         job.validation,
         micro_batch_tokens=plan.micro_batch_tokens,
         packing=plan.packing,
         world=job.world,
-        sources=job.sources,
     )
     best = state.best_loss is None or measured.loss < state.best_loss
     if best:
@@ -311,7 +312,8 @@ def _save(job: Job) -> None:
             "train": job.state.to_json(),
             "plan": job.plan.to_json(),
             "fingerprint": fingerprint(job.world.device),
-            "store": job.batches.store.key,
+            "store": job.store.key,
+            "cursor": job.batches.cursor(),
         }
         folder = job.checkpoints.save(job.state.step, job.write_weights, job.optimizer.state(), state)
         job.checkpoints.rotate(job.state.step, job.state.best_step)

@@ -1,7 +1,8 @@
 """The state of a run between two steps: everything that the future depends on, and nothing else.
 
 The order of the data and every random number are functions of (seed, step), so there is no generator state and no loader state to
-keep: the step is the cursor. What is left are the weights, the optimizer's tensors, and the few numbers below.
+keep: the step is the cursor. (A stream, which cannot be read from anywhere, adds where it stands: `StreamBatches.cursor`.) What is left
+are the weights, the optimizer's tensors, and the few numbers below.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+STREAM_WINDOW = 1000
+"""Units that a stream shuffles together unless `data.order` says otherwise."""
 SCHEMA_VERSION = 1
 """Raised when a recipe of an older version can no longer be read as it stands."""
 
@@ -122,6 +124,11 @@ class Source(Section):
     max_examples: Positive | None = None
     """Use at most this many examples of the source, the first ones."""
 
+    max_tokens: Positive | None = None
+    """Train on at most this many tokens of the source, the first ones."""
+    validation: Annotated[float | int, Field(ge=0)] | None = None
+    """A share or a count of this source to hold out, in place of `data.validation`."""
+
     @model_validator(mode="after")
     def _named_once(self) -> Source:
         if not (self.path or self.name or self.python):
@@ -129,11 +136,6 @@ class Source(Section):
         if self.path and self.name:
             raise ValueError("give `path` or `name`, not both")
         return self
-
-    max_tokens: Positive | None = None
-    """Train on at most this many tokens of the source, the first ones."""
-    validation: Annotated[float | int, Field(ge=0)] | None = None
-    """A share or a count of this source to hold out, in place of `data.validation`."""
 
 
 class Data(Section):
@@ -151,6 +153,8 @@ class Data(Section):
     """`interleave`: an epoch lasts until every source was seen whole, short ones begin again; else until the first is used up."""
     order: Annotated[str, Field(pattern=r"^(global|window\([1-9][0-9]*\))$")] = "global"
     """`global`: an epoch is shuffled as a whole. `window(1000)`: the data's own order, shuffled within so many units."""
+    streaming: bool = False
+    """Read and tokenise on the way, for data too large to be prepared. Needs `train.max_steps`; the order is that of a window."""
     max_length: Positive = 1024
     """Longest segment in tokens. What is longer is cut or dropped (see `truncate`), counted and reported."""
     packing: bool = True
@@ -180,8 +184,8 @@ class Data(Section):
 
     @property
     def window(self) -> int | None:
-        """The number in `order: window(n)`; None for `global`."""
-        return int(self.order[7:-1]) if self.order != "global" else None
+        """The number in `order: window(n)`; None for `global`, which a stream cannot have."""
+        return int(self.order[7:-1]) if self.order != "global" else STREAM_WINDOW if self.streaming else None
 
     @model_validator(mode="before")
     @classmethod
@@ -202,6 +206,9 @@ class Data(Section):
         value = self.validation
         if isinstance(value, bool) or (isinstance(value, int) and value < 0) or (isinstance(value, float) and not 0 <= value < 1):
             raise ValueError("`data.validation` should be a share below 1 (0.05), a count (200) or a file")
+        counted = [value, *(source.validation for source in self.train)]
+        if self.streaming and any(isinstance(wanted, int | float) and wanted for wanted in counted):
+            raise ValueError("`data.validation` should be a file: of a stream nothing can be held out before it is read")
         return self
 
 
@@ -411,6 +418,8 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.model.quantization and self.method.type != "lora":
             raise ValueError("`model.quantization` needs a frozen base: use `method: lora`")
+        if self.data.streaming and not self.train.max_steps:
+            raise ValueError("`data.streaming` needs `train.max_steps`: nobody knows how long a stream is")
         if self.evaluate.patience and self.data.validation is None:
             raise ValueError("`evaluate.patience` needs something to measure: set `data.validation`")
         return self

@@ -6,15 +6,18 @@ Cheap checks come first: a mistake in the recipe or the data is told before a la
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from luthier.chat import ChatTemplate
-from luthier.data.batch import GlobalBatches
+from luthier.data.loader import Batches, batches_of
 from luthier.data.prepare import Dataset, Progress, prepare
 from luthier.data.preview import coloured
+from luthier.data.stream_batches import StreamBatches
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.optim import Optimizer
 from luthier.engine.parallel import World
@@ -54,7 +57,7 @@ class Assembled:
     dataset: Dataset
     policy: Policy
     objective: Objective
-    batches: GlobalBatches
+    batches: Batches
     optimizer: Optimizer
     plan: Plan
     sampler: Sampler | None
@@ -62,7 +65,13 @@ class Assembled:
 
 
 def assemble(
-    recipe: Recipe, world: World, watchers: Watchers, *, pinned: str | None = None, run: Path | None = None
+    recipe: Recipe,
+    world: World,
+    watchers: Watchers,
+    *,
+    pinned: str | None = None,
+    cursor: Mapping[str, Any] | None = None,
+    run: Path | None = None,
 ) -> Assembled:
     """Make all parts.
 
@@ -71,6 +80,7 @@ def assemble(
         world: the processes.
         watchers: hear what is being done.
         pinned: key of the token store that a resumed run learnt from.
+        cursor: where its stream stood.
         run: the run's folder, which holds a reference to the store.
 
     Raises:
@@ -86,16 +96,16 @@ def assemble(
         watchers.note(template.note)
     if stage != "pt" and (warning := served_otherwise(template, tokenizer)):
         watchers.note(warning)
-    _introduce(dataset, tokenizer, watchers)
+    batches = batches_of(dataset, recipe, batch, cursor)
+    _introduce(dataset, batches, tokenizer, watchers)
     policy = _policy(recipe, precision, world)
     watchers.note(policy.describe())
-    batches = GlobalBatches(dataset.store, dataset.train, seed=recipe.train.seed, batch_size=batch[0], batch_tokens=batch[1])
     packing = data.packing and policy.isolation.ok
     plan = make_plan(
         recipe,
-        steps_per_epoch=batches.steps_per_epoch,
+        steps_per_epoch=batches.steps_per_epoch or recipe.train.max_steps or 1,  # of a stream, the run is the epoch
         batch=batch,
-        longest=int(dataset.store.lengths.max()),
+        longest=dataset.longest,
         packing=packing,
         validated=dataset.validation is not None,
         precision=precision,
@@ -169,12 +179,15 @@ def _check_model(folder: Path, max_length: int) -> None:
         )
 
 
-def _introduce(dataset: Dataset, tokenizer: Tokenizer, watchers: Watchers) -> None:
+def _introduce(dataset: Dataset, batches: Batches, tokenizer: Tokenizer, watchers: Watchers) -> None:
     """Show the data report and the first row as the model sees it, supervised tokens marked."""
     for line in dataset.report.lines():
         watchers.note(line)
-    first = int(np.min(dataset.train.segments))
-    tokens, weight = dataset.store.segment(first)
+    if isinstance(batches, StreamBatches):
+        store, first = batches.peek().store, 0
+    else:
+        store, first = dataset.store, int(np.min(dataset.train.segments))
+    tokens, weight = store.segment(first)
     shown = coloured(tokenizer, tokens, weight)
-    watchers.note(f"first row ({dataset.store.origin(first)}), learnt parts in ⟦ ⟧:")
+    watchers.note(f"first row ({store.origin(first)}), learnt parts in ⟦ ⟧:")
     watchers.note(shown.plain, shown)

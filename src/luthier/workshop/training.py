@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from luthier.data.report import DataReport
+from luthier.data.stream_batches import StreamBatches
 from luthier.engine.checkpoint import Checkpoints, Saved, publish_final, read_state
 from luthier.engine.loop import Job, ended_early, run
 from luthier.engine.parallel import World, start_world
@@ -130,7 +132,8 @@ def _extended(folder: RunFolder, overrides: Sequence[str]) -> Recipe:
     after = recipe_from(apply_overrides(before.model_dump(mode="json"), overrides), Path.cwd())
     old, new = _flat(before.model_dump()), _flat(after.model_dump())
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(RESUMABLE):
+        mended = key == "data.on_error" and before.data.streaming  # a bad row is met on the way, it ends no preparation
+        if old.get(key) != new.get(key) and not (mended or key.startswith(RESUMABLE)):
             raise UserError("cannot change when a run is resumed", where=key, hint="Start a new run with `luthier train`.")
     return after
 
@@ -154,14 +157,15 @@ def _execute(recipe: Recipe, folder: RunFolder, earlier: Checkpoints | None, wor
             watchers.note("no usable checkpoint: starting from the beginning")
         if saved:
             torch.set_num_threads(saved.state["plan"]["threads"])
-        parts = assemble(
-            as_before(recipe, saved), world, watchers, pinned=saved.state["store"] if saved else None, run=folder.path
-        )
-        job = _job(recipe, folder, parts, saved, world, watchers)
-        if writer:
-            _record(writer, recipe, parts, job, saved)
-        with _memory():
-            outcome = run(job)
+        before = saved.state if saved else {}
+        pinned, cursor = before.get("store"), before.get("cursor")
+        parts = assemble(as_before(recipe, saved), world, watchers, pinned=pinned, cursor=cursor, run=folder.path)
+        with closing(parts.batches):
+            job = _job(recipe, folder, parts, saved, world, watchers)
+            if writer:
+                _record(writer, recipe, parts, job, saved)
+            with _memory():
+                outcome = run(job)
         _finish(job, parts, folder, outcome, watchers, writer)
     if outcome == "stopped":
         raise Stopped(f"Stopped after step {job.state.step} and saved. Carry on with: luthier resume {folder.reference}")
@@ -227,6 +231,7 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         policy=parts.policy,
         objective=parts.objective,
         batches=parts.batches,
+        store=parts.dataset.store,
         validation=parts.dataset.validation,
         optimizer=parts.optimizer,
         state=state,
@@ -235,7 +240,6 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         world=world,
         callbacks=watchers.all,
         sample=parts.sampler,
-        sources=tuple(source.name for source in parts.dataset.report.sources),
     )
 
 
@@ -265,7 +269,7 @@ def _record(writer: RunWriter, recipe: Recipe, parts: Assembled, job: Job, saved
     """Write down what this attempt is about to do, and tell the watchers."""
     folder = writer.folder
     write_atomic(folder.recipe, dump_recipe(recipe))
-    write_json(folder.plan, job.plan.to_json() | {"attention": parts.policy.attention, "data": parts.dataset.report.as_dict()})
+    _write_plan(folder, parts, job, parts.dataset.report)
     write_json(folder.environment, environment())
     info = StartInfo(
         name=folder.name,
@@ -280,10 +284,19 @@ def _record(writer: RunWriter, recipe: Recipe, parts: Assembled, job: Job, saved
         callback.on_start(info)
 
 
+def _write_plan(folder: RunFolder, parts: Assembled, job: Job, report: DataReport) -> None:
+    write_json(folder.plan, job.plan.to_json() | {"attention": parts.policy.attention, "data": report.as_dict()})
+
+
 def _finish(job: Job, parts: Assembled, folder: RunFolder, outcome: str, watchers: Watchers, writer: RunWriter | None) -> None:
     """Put the final weights in place, and say how it went."""
     if writer is None:
         return
+    if isinstance(parts.batches, StreamBatches):
+        report = parts.batches.used(parts.dataset.report)
+        _write_plan(folder, parts, job, report)
+        for line in report.lines():
+            watchers.note(line)
     if outcome == "done":
         publish_final(folder.checkpoint(job.state.step), folder.final)
     if job.executed.real:
