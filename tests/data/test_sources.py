@@ -17,7 +17,7 @@ from huggingface_hub import errors
 
 from luthier.data.problems import RowProblem
 from luthier.data.remote_hub import Wanted, choose
-from luthier.data.sources import digest_of, parts_of, rows_of, title_of
+from luthier.data.sources import _far_parts, digest_of, parts_of, rows_of, title_of
 from luthier.errors import UserError
 from luthier.recipe.load import recipe_from
 from luthier.recipe.schema import Source
@@ -29,7 +29,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
-    parts_of.__globals__["_parts"].cache_clear()
+    _far_parts.cache_clear()
 
 
 def rows(**options: Any) -> list[Any]:
@@ -95,7 +95,7 @@ def test_addresses_are_fetched_once_and_again_when_they_change(tmp_path: Path) -
     assert texts(path="memory://bucket") == ["one", "two", "three"]
     assert texts(path="memory://bucket/*.jsonl") == ["one", "two"]
     before = digest_of(Source(path="memory://bucket/a.jsonl"))
-    parts_of.__globals__["_parts"].cache_clear()
+    _far_parts.cache_clear()
     disk.pipe("/bucket/a.jsonl", b'{"text": "new"}\n')
     assert texts(path="memory://bucket/a.jsonl") == ["new"]
     assert digest_of(Source(path="memory://bucket/a.jsonl")) != before
@@ -197,10 +197,28 @@ def test_a_hub_s_files_are_fetched_when_their_rows_are_asked_for(tmp_path: Path,
         rows(path="owner/other")
 
 
+def test_a_machine_that_cannot_reach_the_hub_goes_on_with_the_commit_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train-0.jsonl").write_text(LINES)
+    hub(monkeypatch, tmp_path, {None: ["train-0.jsonl"]})
+    before = digest_of(Source(path="owner/name"))
+    _far_parts.cache_clear()
+
+    def unreachable(_self: Any, name: str, revision: str | None = None) -> Any:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    assert digest_of(Source(path="owner/name")) == before
+    assert texts(path="owner/name") == ["one", "two"]
+    with pytest.raises(UserError, match=r"owner/name: .*Hugging Face cannot be reached \(no route\)"):
+        rows(path="owner/name", split="test")
+
+
 def test_a_loading_script_is_not_run_but_its_parquet_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, tmp_path, {None: ["name.py"], "refs/convert/parquet": ["default/train/0000.parquet"]})
     assert [part.name for part in parts_of(Source(path="owner/name"))] == ["owner/name/default/train/0000.parquet"]
-    parts_of.__globals__["_parts"].cache_clear()
+    _far_parts.cache_clear()
     hub(monkeypatch, tmp_path, {None: ["name.py"]})
     with pytest.raises(UserError, match="comes as a script that loads it, and code from a hub is not run here"):
         parts_of(Source(path="owner/name"))

@@ -4,22 +4,26 @@ Which files belong to a subset and split is read from the card (`configs` with `
 their names: `data/train-00000-of-00002.parquet`, `en/validation.jsonl`. Where a data set consists of a loading script, which is never
 run, the parquet files that Hugging Face makes of it (`refs/convert/parquet`) are taken, if it has made some.
 
-From Hugging Face a file is fetched when its rows are asked for, into the hub's own cache; a data set is known by its commit. ModelScope
-gives a whole data set (or `folder` of it) at once, into its own cache.
+From Hugging Face a file is fetched when its rows are asked for, into the hub's own cache; a data set is known by its commit. Which files
+were chosen is remembered, so that a machine that cannot reach the hub goes on with the commit it has. ModelScope gives a whole data set
+(or `folder` of it) at once, into its own cache.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from luthier.data.parts import KINDS, Part, is_data, local_part
 from luthier.errors import UserError, did_you_mean
+from luthier.files import cache_home, write_json
 
 _CONVERTED = "refs/convert/parquet"
 _SPLITS = {
@@ -27,6 +31,10 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+
+
+class _Unreachable(UserError):
+    """The hub does not answer."""
 
 
 class Wanted(NamedTuple):
@@ -138,6 +146,26 @@ def _split_of(file: str) -> str | None:
 
 
 def _from_huggingface(name: str, wanted: Wanted) -> tuple[Part, ...]:
+    memo = cache_home() / "hubs" / f"{sha256(json.dumps([name, *wanted]).encode()).hexdigest()[:32]}.json"
+    try:
+        commit, files = _looked_up(name, wanted)
+    except _Unreachable:
+        if not memo.is_file():
+            raise
+        known = json.loads(memo.read_text("utf-8"))
+        commit, files = known["commit"], known["files"]
+    else:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memo, {"name": name, "commit": commit, "files": files})
+    return tuple(_part(name, commit, file) for file in files)
+
+
+def _looked_up(name: str, wanted: Wanted) -> tuple[str, list[str]]:
+    """The commit of a data set and the files of it that are wanted.
+
+    Raises:
+        UserError: there is no such set, subset or split, or it holds no data.
+    """
     info = _info(name, wanted.revision)
     files = [file.rfilename for file in info.siblings or ()]
     if not any(is_data(file) for file in files):
@@ -146,7 +174,7 @@ def _from_huggingface(name: str, wanted: Wanted) -> tuple[Part, ...]:
         info = _converted(name)
         files = [file.rfilename for file in info.siblings or ()]
     card = info.card_data.to_dict() if getattr(info, "card_data", None) else None
-    return tuple(_part(name, info.sha, file) for file in choose(name, files, card, wanted))
+    return info.sha, choose(name, files, card, wanted)
 
 
 def _converted(name: str) -> Any:
@@ -181,7 +209,7 @@ def _info(name: str, revision: str | None) -> Any:
         raise UserError(what, where=name, hint=hint) from None
     except Exception as error:  # whatever the network raises, by whichever client the library uses
         what = f"no such file or folder, and Hugging Face cannot be reached ({_first_line(error)})"
-        raise UserError(what, where=name, hint="Check the network and HF_ENDPOINT, or give a local file.") from error
+        raise _Unreachable(what, where=name, hint="Check the network and HF_ENDPOINT, or give a local file.") from error
 
 
 def _part(name: str, commit: str, file: str) -> Part:

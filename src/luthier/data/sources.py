@@ -81,7 +81,9 @@ def parts_of(source: Source) -> tuple[Part, ...]:
     Raises:
         UserError: there is nothing under this name; says what was looked for.
     """
-    return _parts(source.path, source.hub, source.revision, source.subset, source.split, source.folder)
+    if is_address(source.path) or is_on_hub(source.path, source.hub):
+        return _far_parts(source.path, source.hub, source.revision, source.subset, source.split, source.folder)
+    return _near_parts(source.path)
 
 
 def is_on_hub(path: str, hub: str = "auto") -> bool:
@@ -90,17 +92,20 @@ def is_on_hub(path: str, hub: str = "auto") -> bool:
 
 
 @cache
-def _parts(
+def _far_parts(
     path: str, hub: str, revision: str | None, subset: str | None, split: str | None, folder: str | None
 ) -> tuple[Part, ...]:
+    """Files at an address or on a hub, which is asked once in a process."""
     if is_address(path):
         from luthier.data.remote import address_parts
 
         return address_parts(path)
-    if is_on_hub(path, hub):
-        from luthier.data.remote_hub import hub_parts
+    from luthier.data.remote_hub import hub_parts
 
-        return hub_parts(path, hub, revision=revision, subset=subset, split=split, folder=folder)
+    return hub_parts(path, hub, revision=revision, subset=subset, split=split, folder=folder)
+
+
+def _near_parts(path: str) -> tuple[Part, ...]:
     file = Path(path)
     if file.is_dir():
         return _all_of(file)
