@@ -53,8 +53,8 @@ def test_contradictions_are_refused() -> None:
     with pytest.raises(UserError, match="2 × 3 × 2 = 12"):
         batch_of(Train(batch_size=8, per_device_batch_size=2, gradient_accumulation_steps=3), "sft", 512, 2)
     with pytest.raises(UserError, match="longest segment of 600 tokens"):
-        pass_tokens(Train(micro_batch_tokens=512), 600, CPU)
-    assert pass_tokens(Train(), 5000, CPU) == 5000
+        pass_tokens(Train(micro_batch_tokens=512), 600, CPU, "fp32")
+    assert pass_tokens(Train(), 5000, CPU, "fp32") == 5000
 
 
 def test_steps_and_occasions() -> None:
