@@ -4,9 +4,9 @@
     python benchmarks/bench.py --peer trl --only lora-fp32 --setting best
     python benchmarks/bench.py --quick                  # one pair of three steps, best settings: does it run?
 
-Runs alternate: Luthier, a peer, Luthier, the next peer, …, as many rounds as `--pairs`. CPU seconds of the training process count, so
-another process on the machine changes little, and the ratio of two runs side by side less. A peer's environment is installed when it is
-missing. What was measured takes the place of the same cell in `results.json`, from which `pages.py` makes the tables; each
+Runs alternate: in each round and kind Luthier, then each of the peers; as many rounds as `--pairs`. CPU seconds of the training process
+count, so another process on the machine changes little, and the ratio of two runs side by side less. A peer's environment is installed
+when it is missing. What was measured takes the place of the same cell in `results.json`, from which `pages.py` makes the tables; each
 run is also appended to `LOG.md`. A side that cannot be installed or run is a row that says why.
 """
 
@@ -79,19 +79,21 @@ class Bench:
             if setting in peer.settings
         ]
         for _ in range(self.pairs):
-            for index, cell in enumerate(cells):
-                cells[index] = self._one_more(cell)
-                yield cells
+            for kind in kinds:
+                ours: Measured | None = None
+                for index, cell in enumerate(cells):
+                    if f"{cell.method}-{cell.precision}" == kind and not cell.reason:
+                        ours = ours or measure(
+                            LUTHIER, Case(cell.method, cell.precision, "best", self.ours), self.model, self.work
+                        )
+                        cells[index] = self._one_more(cell, ours)
+                        yield cells
 
-    def _one_more(self, cell: Comparison) -> Comparison:
+    def _one_more(self, cell: Comparison, ours: Measured) -> Comparison:
         """The cell with one more pair, or the reason why there is none."""
-        if cell.reason:
-            return cell
         peer = next(side for side in PEERS.values() if side.title == cell.peer)
-        case = Case(cell.method, cell.precision, cell.setting, self.theirs)
         try:
-            ours = measure(LUTHIER, replace(case, data=self.ours), self.model, self.work)
-            theirs = measure(peer, case, self.model, self.work)
+            theirs = measure(peer, Case(cell.method, cell.precision, cell.setting, self.theirs), self.model, self.work)
         except Unavailable as error:
             return replace(cell, reason=str(error))
         more = replace(cell, pairs=(*cell.pairs, (ours, theirs)))

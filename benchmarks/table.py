@@ -1,6 +1,6 @@
 """From pairs of runs to the tables of `README.md`.
 
-A *pair* is one run of Luthier and one of a peer directly after it, so that both meet the same machine. Of each pair comes one ratio of
+A *pair* is one run of Luthier and one of a peer soon after it, so that both meet the same machine. Of each pair comes one ratio of
 real tokens per CPU-second; a cell of the table is the median of its ratios with the least and the largest.
 """
 
