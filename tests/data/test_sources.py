@@ -81,9 +81,10 @@ def test_documents_of_a_text_file(tmp_path: Path) -> None:
 
 
 def test_a_table_without_a_header_has_numbered_columns(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_text("Hi.\t嗨。\nRun.\t跑。\n")
+    (tmp_path / "a.tsv").write_text('Hi.\t嗨。\n"Run" he said.\t跑。\n"a\tb"\t"c"\n')
     source = Source(path=str(tmp_path / "a.tsv"), columns={"question": 1, "answer": 2})  # type: ignore[dict-item]
-    assert [row for _, row in rows_of(source)] == [{"1": "Hi.", "2": "嗨。"}, {"1": "Run.", "2": "跑。"}]
+    found = [row for _, row in rows_of(source)]
+    assert found == [{"1": "Hi.", "2": "嗨。"}, {"1": '"Run" he said.', "2": "跑。"}, {"1": "a\tb", "2": "c"}]
 
 
 def test_addresses_are_fetched_once_and_again_when_they_change(tmp_path: Path) -> None:

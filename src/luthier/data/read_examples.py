@@ -169,7 +169,8 @@ def _check_kinds(examples: Sequence[Example], stage: str | None, *, first: bool)
     for example in examples if stage else ():
         if not isinstance(example, WANTED[stage or ""]):
             what = f"the row is {_WORDS[type(example)]}, but stage `{stage}` learns from {_PLURALS[WANTED[stage or '']]}"
-            raise UserError(what, where=str(example.origin)) if first else RowError(what)
+            hint = "If that is not what it means, set `columns: {label: ''}`." if isinstance(example, Feedback) else None
+            raise UserError(what, where=str(example.origin), hint=hint) if first else RowError(what)
 
 
 def check_columns(chosen: Format, source: Source) -> None:

@@ -2,7 +2,8 @@
 
 The line of a csv row is where it begins: quoted fields may hold line ends. A row with more or fewer fields than the header is a
 problem and not padded, since nobody can tell which field is missing. Where the quotes of a row over several lines are broken, nobody
-can tell which of these lines are rows of their own, so that is fatal. CRLF is read as LF, inside quotes too: it is how the file was
+can tell which of these lines are rows of their own, so that is fatal. Between tabs a quote is often just text: a line whose quotes
+are broken there is cut at its tabs. CRLF is read as LF, inside quotes too: it is how the file was
 saved and no part of the text. Parquet has no lines; its rows are numbered from 1.
 """
 
@@ -30,6 +31,7 @@ class _Feed:
         self.lines = read_lines(path)
         self.number = 0
         self.problem: RowProblem | None = None
+        self.last = ""
 
     def __iter__(self) -> _Feed:
         return self
@@ -39,7 +41,8 @@ class _Feed:
         if isinstance(line, RowProblem):
             self.problem = line
             return "\n"
-        return line.replace("\r\n", "\n")
+        self.last = line.replace("\r\n", "\n")
+        return self.last
 
 
 def read_csv(path: Path, delimiter: str | None = None, *, headless: bool = False) -> Iterator[Row]:
@@ -67,7 +70,9 @@ def read_csv(path: Path, delimiter: str | None = None, *, headless: bool = False
             return
         except csv.Error as error:
             swallowed = feed.number > line
-            yield Origin(file, line, row), RowProblem(f"broken csv: {error}", fatal=swallowed)
+            bare = [] if swallowed or delimiter != "\t" else feed.last.rstrip("\n").split("\t")
+            problem = RowProblem(f"broken csv: {error}", fatal=swallowed)
+            yield Origin(file, line, row), dict(zip(header, bare, strict=True)) if len(bare) == len(header) else problem
             if swallowed:
                 return
             row += 1

@@ -266,8 +266,9 @@ def test_labels_that_were_named_may_be_numbers_and_those_that_were_not_are_left_
     [example] = FORMATS["alpaca"].parse({"instruction": "q", "output": "a", "liked": "0"}, HERE, {"label": "liked"})
     assert isinstance(example, Feedback)
     assert not example.label
-    [example] = FORMATS["alpaca"].parse({"instruction": "q", "output": "a", "label": 3}, HERE, {})
-    assert isinstance(example, Conversation)
+    for row, columns in (({"label": 3}, {}), ({"label": True}, {"label": ""})):
+        [example] = FORMATS["alpaca"].parse({"instruction": "q", "output": "a", **row}, HERE, columns)
+        assert isinstance(example, Conversation)
 
 
 def test_the_recipe_knows_every_format() -> None:

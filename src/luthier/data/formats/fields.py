@@ -42,12 +42,15 @@ def label_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool | None:
     """Whether an answer was liked, from `label` or `kto_tag`; None when the row does not say.
 
     A column of that name that was not named on purpose counts only when it holds true or false: a `label` may mean other things.
+    `columns: {label: ""}` says that there is none.
 
     Raises:
         RowError: the column that was named holds neither true nor false, nor 1 or 0.
     """
     if "label" not in columns:
         return next((row[name] for name in LABELS if isinstance(row.get(name), bool)), None)
+    if not columns["label"]:
+        return None
     value = row.get(columns["label"])
     meaning = _TRUTH.get(value.strip().lower() if isinstance(value, str) else value) if isinstance(value, Hashable) else None
     if meaning is None:
