@@ -113,7 +113,7 @@ def _score(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Forward over chunks: (logprob [R], top1 [R], entropy [R or 0], what is kept).
 
-    `keep` says what: `direction`, ∂logprob/∂hidden [R, H]; `distribution`, the probabilities float32 [R, V]; or nothing, [0, H].
+    `keep` says what: `direction`, ∂logprob/∂hidden [R, H]; `distribution`, the probabilities [R, V]; or nothing, [0, H].
     """
     rows = hidden.shape[0]
     logprob = hidden.new_empty(rows, dtype=torch.float32)
@@ -129,7 +129,7 @@ def _score(
         if entropy:
             spread[start:end] = -(said.exp() * said).sum(-1)
         if keep == "distribution":
-            kept = said.exp_()
+            kept = said.exp_().to(weight.dtype)
         elif keep:
             error = said.exp_().scatter_add_(1, target, torch.full_like(chosen, -1.0))  # p - 1 at the target
             error = _through_cap(error, logits, scale, softcap).to(weight.dtype)
@@ -140,7 +140,7 @@ def _score(
 @_score.register_fake
 def _(hidden, weight, bias, targets, scale, softcap, entropy, keep):  # type: ignore[no-untyped-def]
     rows = hidden.shape[0]
-    distribution = hidden.new_empty((rows, weight.shape[0]), dtype=torch.float32)
+    distribution = hidden.new_empty((rows, weight.shape[0]))
     return (
         hidden.new_empty(rows, dtype=torch.float32),
         hidden.new_empty(rows, dtype=torch.bool),
@@ -156,6 +156,7 @@ def _score_backward(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
+    logprob: Tensor,
     kept: Tensor,
     scale: float,
     softcap: float,
@@ -169,21 +170,22 @@ def _score_backward(
     d_weight: Tensor | None = None
     d_bias = weight.new_zeros(0 if bias is None else weight.shape[0], dtype=torch.float32)
     for start, end in _chunks(hidden.shape[0], weight.shape[0]):
-        logits = kept if len(kept) else _logits(hidden[start:end], weight, bias, scale, softcap)
-        d_logits = kept.clone() if len(kept) else logits.softmax(-1)
-        d_logits.scatter_add_(1, targets[start:end, None], torch.full_like(d_logits[:, :1], -1.0))
-        d_logits.mul_(-gradient[start:end, None])
+        rows, upstream = hidden[start:end], gradient[start:end, None]
+        logits = kept if len(kept) else _logits(rows, weight, bias, scale, softcap)
+        d_logits = kept * -upstream.to(kept.dtype) if len(kept) else logits.softmax(-1).mul_(-upstream)
+        at_target = -torch.expm1(logprob[start:end, None]) * upstream  # (1 - p) g, exact where p is nearly 1
+        d_logits.scatter_(1, targets[start:end, None], at_target.to(d_logits.dtype))
         d_product = _through_cap(d_logits, logits, scale, softcap).to(weight.dtype)
         torch.mm(d_product, weight, out=d_hidden[start:end])
-        part = d_product.T @ hidden[start:end]
-        d_weight = part.float() if d_weight is None else d_weight.add_(part)
+        part = d_product.T @ rows
+        d_weight = part if d_weight is None else d_weight.float().add_(part)  # several parts are added in float32
         if bias is not None:
             d_bias += d_product.float().sum(0)
     return d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype), d_bias.to(weight.dtype)
 
 
 @_score_backward.register_fake
-def _(gradient, hidden, weight, bias, targets, kept, scale, softcap):  # type: ignore[no-untyped-def]
+def _(gradient, hidden, weight, bias, targets, logprob, kept, scale, softcap):  # type: ignore[no-untyped-def]
     return torch.empty_like(hidden), torch.empty_like(weight), weight.new_empty(0 if bias is None else weight.shape[0])
 
 
@@ -193,16 +195,15 @@ def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     if ctx.keep == "direction":
         ctx.save_for_backward(output[3])
     else:
-        ctx.save_for_backward(hidden, weight, bias, targets, output[3])
+        ctx.save_for_backward(hidden, weight, bias, targets, output[0], output[3])
 
 
 def _backward(ctx, d_logprob, *_unused):  # type: ignore[no-untyped-def]
     if ctx.keep == "direction":
         (slope,) = ctx.saved_tensors
         return (slope * d_logprob[:, None].to(slope.dtype), *(None,) * 7)
-    hidden, weight, bias, targets, kept = ctx.saved_tensors
-    d_hidden, d_weight, d_bias = _score_backward(d_logprob, hidden, weight, bias, targets, kept, ctx.scale, ctx.softcap)
-    return d_hidden, d_weight, d_bias if bias is not None else None, *(None,) * 5
+    d_hidden, d_weight, d_bias = _score_backward(d_logprob, *ctx.saved_tensors, ctx.scale, ctx.softcap)
+    return d_hidden, d_weight, d_bias if ctx.needs_input_grad[2] else None, *(None,) * 5
 
 
 _score.register_autograd(_backward, setup_context=_remember)
