@@ -51,16 +51,30 @@ def strings(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and all(isinstance(part, str) for part in value.values()):
         yield from value.items()  # a flat row, as most are
         return
-    waiting: list[tuple[str, Any, int]] = [("", value, 0)]
-    while waiting:
-        place, part, depth = waiting.pop()
-        if isinstance(part, str):
-            yield place or "the row", part
-        elif depth < DEEPEST and isinstance(part, dict):
-            inner = [(f"{place}.{key}" if place else str(key), child, depth + 1) for key, child in part.items()]
-            waiting.extend(reversed(inner))
-        elif depth < DEEPEST and isinstance(part, list | tuple):
-            waiting.extend((f"{place}[{i}]", part[i], depth + 1) for i in reversed(range(len(part))))
+    if isinstance(value, str):
+        yield "the row", value
+        return
+    open_parts = [_children("", value)]  # iterators, so that a list of millions costs nothing
+    while open_parts:
+        found = next(open_parts[-1], None)
+        if found is None:
+            open_parts.pop()
+        elif isinstance(found[1], str):
+            yield found[0], found[1]
+        elif len(open_parts) < DEEPEST:
+            open_parts.append(_children(*found))
+
+
+def _children(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a mapping or list holds, if it is or may hold text."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if isinstance(child, str | dict | list | tuple):
+                yield (f"{place}.{key}" if place else str(key)), child
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            if isinstance(child, str | dict | list | tuple):
+                yield f"{place}[{index}]", child
 
 
 def talks(example: Example) -> list[tuple[str, Sequence[Message]]]:
