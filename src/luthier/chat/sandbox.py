@@ -26,7 +26,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -99,9 +99,9 @@ def _bounded(size: int) -> None:
 
 def _concatenate(*parts: Any) -> str:
     """The operator `~`."""
-    texts = [str(part) for part in parts]
-    _bounded(sum(map(len, texts)))
-    return "".join(texts)
+    text = "".join([part if type(part) is str else str(part) for part in parts])
+    _bounded(len(text))
+    return text
 
 
 def _add(left: Any, right: Any) -> Any:
@@ -265,6 +265,8 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separat
 
 
 _DICT_NAMES = frozenset(dir(dict))
+_MISSING = object()
+_LOOP_NAMES = frozenset({"first", "last", "index", "index0", "length", "revindex", "revindex0", "previtem", "nextitem"})
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
@@ -286,9 +288,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super()._generate(_Fences().visit(source), *arguments, **named)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """`message.role`: a mapping's key without the detour over a raised AttributeError; else as the sandbox does."""
-        if type(obj) is dict and attribute not in _DICT_NAMES:
+        """`message.role`, `loop.last`: a mapping's key without the detour over a raised AttributeError; else as the sandbox does."""
+        kind = type(obj)
+        if kind is dict and attribute not in _DICT_NAMES:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if (kind is LoopContext and attribute in _LOOP_NAMES) or (kind is TemplateNamespace and attribute[:1] != "_"):
+            found = getattr(obj, attribute, _MISSING)
+            return self.undefined(obj=obj, name=attribute) if found is _MISSING else found
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
@@ -299,6 +305,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call from a template: the sandbox's own check, then the size fence for methods of strings."""
+        if __obj is _tick or __obj is _concatenate:
+            return __obj(*args)
+        if type(__obj) is Macro:
+            named = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+            return __obj(__context.eval_ctx, *args, **named)
         owner = getattr(__obj, "__self__", None)
         if args and type(owner) is str:
             _check_call(__obj.__name__, owner, args)

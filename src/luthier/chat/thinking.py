@@ -42,7 +42,7 @@ def thought_of(message: Message) -> str:
     """The thought of a message, empty if it has none."""
     named = next((message[name] for name in REASONING if isinstance(message.get(name), str) and message[name]), "")
     content = message.get("content")
-    inline = _INLINE.match(content) if not named and isinstance(content, str) else None
+    inline = _INLINE.match(content) if not named and isinstance(content, str) and "</think>" in content else None
     return inline[1].strip() if inline else named
 
 
