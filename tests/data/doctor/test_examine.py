@@ -11,6 +11,7 @@ import pytest
 
 from luthier.chat import resolve
 from luthier.data.doctor import KINDS, Examination, Finding, Options, examine
+from luthier.data.doctor.structure import kind_of
 from luthier.data.tokenizer import load_tokenizer
 from luthier.recipe.schema import FormatName, Source
 from tests.workspace import TINY
@@ -263,3 +264,27 @@ def test_the_real_thing(shared: Path) -> None:
     assert set(identity.tallies) <= {"placeholder", "near-duplicate"}
     english = examine(shared / "data/sft/alpaca_data_en_1k.json")
     assert {name: tally.rows for name, tally in english.tallies.items()} == {"empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("broken JSON: Expecting value (column 1)", "broken"),
+        ("broken csv: ',' expected after '\"'", "broken"),
+        ("number of fields is 3, but the header names 2", "broken"),
+        ("is not valid UTF-8 text (byte 0xff)", "broken"),
+        ("is nested too deeply", "broken"),
+        ("`tools` is nested more than 100 levels deep", "wrong-type"),
+        ("`history` is not JSON: Expecting value", "wrong-type"),
+        ("`label` should be true or false", "wrong-type"),
+        ("turn 2: unknown role `narrator`", "role-order"),
+        ("`messages` is empty", "empty"),
+        ("the last turn is a tool turn, it should be an assistant turn", "no-answer"),
+        ("turn 3: the tool call has no `name`", "tool-call"),
+        ("turn 1: a part of type `image_url`; only text is read", "media"),
+        ("the better and the worse answer are the same", "equal-pair"),
+        ("`chosen` and `rejected` do not begin with the same question", "format"),
+    ],
+)
+def test_what_readers_and_formats_say_is_sorted_into_kinds(message: str, kind: str) -> None:
+    assert kind_of(message) == kind
