@@ -77,7 +77,6 @@ def test_samples_of_data_are_read_as_the_format_they_stand_under(page, tmp_path)
 
 
 def test_the_formats_and_kinds_of_files_are_those_of_the_code():
-    from luthier.chat.families import families
     from luthier.data.parts import KINDS
 
     for page in (ROOT / "docs/formats.md", ROOT / "docs/formats.zh.md"):
@@ -85,7 +84,20 @@ def test_the_formats_and_kinds_of_files_are_those_of_the_code():
     for page in (ROOT / "docs/data.md", ROOT / "docs/data.zh.md"):
         text = page.read_text("utf-8")
         assert all(f"`.{kind}`" in text for kind in KINDS)
-        assert all(f"`{name}`" in text for name in families())
+
+
+def test_the_families_are_those_of_the_code():
+    from luthier.chat.families import families
+    from luthier.chat.tools import FORMATS as CALLS
+
+    for page in (ROOT / "docs/templates.md", ROOT / "docs/templates.zh.md"):
+        text = page.read_text("utf-8")
+        for family in families().values():
+            assert re.search(rf"^\| `{re.escape(family.name)}` \|.*\| `?{family.tools or '–'}`? \|", text, re.MULTILINE), (
+                family.name
+            )
+            assert all(f"`{alias}`" in text for alias in family.aliases)
+        assert all(f"| `{name}` |" in text for name in CALLS)
 
 
 @each_page
