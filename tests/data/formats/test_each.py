@@ -228,7 +228,7 @@ def test_columns_choose_among_the_formats_that_have_them() -> None:
     ("name", "row", "said"),
     [
         ("messages", {"messages": [{"role": "pretrain", "content": "x"}, ASK]}, "`pretrain` turns hold text, and no other"),
-        ("messages", {"messages": [ASK, GOOD], "chosen": "a", "rejected": "b"}, "the last turn is a assistant turn"),
+        ("messages", {"messages": [ASK, GOOD], "chosen": "a", "rejected": "b"}, "the last turn is an assistant turn"),
         ("xtuner", {"conversation": [{"input": "q"}]}, "round 1: missing `output`"),
         ("xtuner", {"conversation": [{"input": "q", "output": "a"}, {"system": "s", "input": "q", "output": "a"}]}, "round 2: a system"),
         ("moss", {"chat": {"turn_1": {"Human": "q", "Commands": "go", "MOSS": "a"}}}, "turn_1: `Commands` is not made of calls"),
@@ -251,7 +251,7 @@ def test_columns_choose_among_the_formats_that_have_them() -> None:
         ("guanaco", {"text": "### Human: q### Assistant: a### Human: q"}, "the last turn is a user turn"),
         ("llama2_text", {"text": "[INST] q [/INST"}, "`text` is not made of `[INST] question [/INST] answer`"),
         ("prompt", {"question": [[ASK], [ASK]]}, "`question` holds 2 rounds; a prompt is one"),
-        ("prompt", {"prompt": [ASK, GOOD]}, "the last turn is a assistant turn, it should be a user turn"),
+        ("prompt", {"prompt": [ASK, GOOD]}, "the last turn is an assistant turn, it should be a user turn"),
         ("prompt", {"prompt": "q", "reference": ["7"]}, "the reference answer is a list"),
     ],
 )  # fmt: skip

@@ -12,10 +12,9 @@ from typing import Any
 
 from luthier.data.examples import Example, Feedback, Origin
 from luthier.data.formats.fields import label_of, text_of, tools_of
-from luthier.data.formats.pairs import turns_of
+from luthier.data.formats.pairs import prompted_turns
 from luthier.data.formats.turns import ROLE_COLUMNS, messages_from
 from luthier.data.formats.written import no_place, openai_turns
-from luthier.data.problems import RowError
 
 NAME = "kto"
 ABOUT = "Feedback: prompt, completion, and a label, true or false"
@@ -34,12 +33,7 @@ def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> list[Example]
     Raises:
         RowError: a part is missing or malformed.
     """
-    turns: list[Any] = []
-    for name, role in (("prompt", "user"), ("completion", "assistant")):
-        column = columns.get(name, name)
-        if row.get(column) is None:
-            raise RowError(f"missing `{column}`")
-        turns += turns_of(row[column], f"`{column}`", role)
+    turns = prompted_turns(row, columns)
     label = label_of(row, {"label": "label", **columns})
     messages = messages_from(turns, columns, text_of(row, "system", columns))
     return [Feedback(messages, bool(label), origin, tools_of(row, columns))]

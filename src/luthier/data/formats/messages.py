@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.examples import Conversation, Document, Example, Feedback, Origin, Preference
-from luthier.data.formats.fields import label_of, text_of, tools_of
-from luthier.data.formats.pairs import from_dialogues, preference
+from luthier.data.formats.fields import text_of, tools_of
+from luthier.data.formats.pairs import from_dialogues
+from luthier.data.formats.talk import talk
 from luthier.data.formats.turns import ROLE_COLUMNS, messages_from
 from luthier.data.formats.written import no_place, openai_turns
 from luthier.data.problems import RowError
@@ -47,19 +48,14 @@ def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> list[Example]
         return [Conversation(messages_from(row, columns), origin)]
     column = columns.get("messages", "messages")
     turns = row.get(column)
-    system, tools = text_of(row, "system", columns), tools_of(row, columns)
     if turns is None:
         if any(row.get(name) is not None for name in _PAIR):
+            system, tools = text_of(row, "system", columns), tools_of(row, columns)
             return [from_dialogues(row.get(_PAIR[0]), row.get(_PAIR[1]), columns, origin, system=system, tools=tools)]
         raise RowError(f"missing `{column}`")
     if (text := _pretraining(turns)) is not None:
         return [Document(text, origin)]
-    chosen, rejected = (row.get(columns.get(name, name)) for name in ("chosen", "rejected"))
-    if chosen is not None and rejected is not None and isinstance(turns, list | tuple):
-        return [preference(turns, chosen, rejected, columns, origin, system=system, tools=tools)]
-    messages = messages_from(turns, columns, system, f"`{column}`")
-    label = label_of(row, columns)
-    return [Conversation(messages, origin, tools) if label is None else Feedback(messages, label, origin, tools)]
+    return [talk(turns, row, f"`{column}`", columns, origin)]
 
 
 def write(example: Example) -> dict[str, Any]:

@@ -16,11 +16,6 @@ from luthier.data.formats.turns import ANSWERED, ASKED, messages_from
 from luthier.data.problems import RowError
 
 
-def is_turn(value: Any) -> bool:
-    """Whether the value looks like one message."""
-    return isinstance(value, dict) and ("content" in value or "value" in value)
-
-
 def turns_of(value: Any, what: str, role: str) -> list[Any]:
     """A text as one turn of this role; a message, or a list of them (also as JSON in a string) as a list of turns.
 
@@ -39,6 +34,21 @@ def turns_of(value: Any, what: str, role: str) -> list[Any]:
     if isinstance(value, list | tuple) and value:
         return list(value)
     raise RowError(f"{what} is {'empty' if value == [] else kind(value)}, it should be text or messages")
+
+
+def prompted_turns(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
+    """The turns of `prompt` and `completion`, which are texts or messages.
+
+    Raises:
+        RowError: one is missing, or something else.
+    """
+    turns: list[Any] = []
+    for name, role in (("prompt", "user"), ("completion", "assistant")):
+        column = columns.get(name, name)
+        if row.get(column) is None:
+            raise RowError(f"missing `{column}`")
+        turns += turns_of(row[column], f"`{column}`", role)
+    return turns
 
 
 def preference(

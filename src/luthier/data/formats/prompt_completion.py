@@ -12,10 +12,9 @@ from typing import Any
 
 from luthier.data.examples import Conversation, Example, Origin
 from luthier.data.formats.fields import text_of, tools_of
-from luthier.data.formats.pairs import turns_of
+from luthier.data.formats.pairs import prompted_turns
 from luthier.data.formats.turns import ROLE_COLUMNS, messages_from
 from luthier.data.formats.written import no_place, openai_turns
-from luthier.data.problems import RowError
 
 NAME = "prompt_completion"
 ABOUT = "A prompt and its completion, as texts or messages"
@@ -34,12 +33,7 @@ def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> list[Example]
     Raises:
         RowError: a part is missing or malformed.
     """
-    turns: list[Any] = []
-    for name, role in (("prompt", "user"), ("completion", "assistant")):
-        column = columns.get(name, name)
-        if row.get(column) is None:
-            raise RowError(f"missing `{column}`")
-        turns += turns_of(row[column], f"`{column}`", role)
+    turns = prompted_turns(row, columns)
     return [Conversation(messages_from(turns, columns, text_of(row, "system", columns)), origin, tools_of(row, columns))]
 
 

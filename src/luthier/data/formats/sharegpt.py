@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.examples import Conversation, Document, Example, Feedback, Origin, Preference, Prompt
-from luthier.data.formats.fields import label_of, text_of, tools_of
-from luthier.data.formats.pairs import preference
-from luthier.data.formats.turns import ROLE_COLUMNS, messages_from
+from luthier.data.formats.talk import talk
+from luthier.data.formats.turns import ROLE_COLUMNS
 from luthier.data.formats.written import no_place, sharegpt_turns, tools_column
 from luthier.data.problems import RowError
 
@@ -42,13 +41,7 @@ def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> list[Example]
         raise RowError(f"missing `{column}`")
     if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):  # question and answer by turns, as in LIMA
         turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(turns)]
-    system, tools = text_of(row, "system", columns), tools_of(row, columns)
-    chosen, rejected = (row.get(columns.get(name, name)) for name in ("chosen", "rejected"))
-    if chosen is not None and rejected is not None and isinstance(turns, list | tuple):
-        return [preference(turns, chosen, rejected, columns, origin, system=system, tools=tools)]
-    messages = messages_from(turns, columns, system, f"`{column}`")
-    label = label_of(row, columns)
-    return [Conversation(messages, origin, tools) if label is None else Feedback(messages, label, origin, tools)]
+    return [talk(turns, row, f"`{column}`", columns, origin)]
 
 
 def write(example: Example) -> dict[str, Any]:
