@@ -183,9 +183,6 @@ def test_a_source_that_has_changed_is_told(tmp_path: Path, tokenizer: Tokenizer,
     asked = recipe([str(tmp_path / "parts")], streaming=True)
     cursor = list(steps(asked, tokenizer, chatml, count=3))[-1][1]
     (tmp_path / "parts" / "a.jsonl").rename(tmp_path / "parts" / "c.jsonl")
-    from luthier.data.sources import _parts
-
-    _parts.cache_clear()
     with pytest.raises(UserError, match="the source has changed"):
         list(steps(asked, tokenizer, chatml, begin=3, cursor=cursor))
 
