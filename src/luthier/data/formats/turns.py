@@ -71,9 +71,8 @@ def messages_from(
             messages.append(message)
     ending = messages[-1]["role"] if messages else "system"
     if ending not in last:
-        article = "an" if ending == "assistant" else "a"
         wanted = "an assistant" if last == ANSWERED else "a user"
-        raise RowError(f"the last turn is {article} {ending} turn, it should be {wanted} turn")
+        raise RowError(f"the last turn is a{'n' * (ending == 'assistant')} {ending} turn, it should be {wanted} turn")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return tuple(messages)
