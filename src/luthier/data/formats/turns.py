@@ -72,7 +72,8 @@ def messages_from(
     ending = messages[-1]["role"] if messages else "system"
     if ending not in last:
         wanted = "an assistant" if last == ANSWERED else "a user"
-        raise RowError(f"the last turn is a{'n' * (ending == 'assistant')} {ending} turn, it should be {wanted} turn")
+        found = "an assistant" if ending == "assistant" else f"a {ending}"
+        raise RowError(f"the last turn is {found} turn, it should be {wanted} turn")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return tuple(messages)
