@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.data.examples import Example, Origin
-from luthier.data.formats import READ_ONLY, Format, lost
+from luthier.data.formats import READ_ONLY, Format
+from luthier.data.formats.lost import losses as losses_of
 from luthier.data.problems import Problems, RowError, RowProblem, printable
 from luthier.data.read_examples import parse
 from luthier.data.write import RowWriter
@@ -105,13 +106,14 @@ def convert(rows: Rows, plan: Plan, writer: RowWriter, problems: Problems) -> Lo
     if plan.target.NAME in READ_ONLY:
         raise UserError(f"format `{plan.target.NAME}` is only read", where="--to", hint="Choose messages, sharegpt or alpaca.")
     losses = Losses(plan.strict)
+    scribe = _Scribe(plan, losses, writer)
     found = _examples(rows, plan, problems)
     count = 0
     for origin, row, example in _sampled(found, plan):
         count += 1
         if problems.count and problems.on_error == "fail":
             continue  # read on for the other bad rows
-        _write(origin, row, plan.fill(example) if plan.fill else example, plan, losses, writer)
+        scribe.write(origin, row, plan.fill(example) if plan.fill else example)
     if not count and not problems.count:
         raise UserError("no row is taken", hint="See `--where`." if plan.where else None)
     if count and not writer.rows and not problems.count:
@@ -153,24 +155,70 @@ def _sampled(found: Iterator[Taken], plan: Plan) -> Iterator[Taken]:
     yield from (taken for _, taken in sorted(chosen, key=lambda pair: pair[0]))
 
 
-def _write(origin: Origin, row: Any, example: Example, plan: Plan, losses: Losses, writer: RowWriter) -> None:
-    """Write one example, and take note of what it loses."""
-    if isinstance(row, dict):
-        known = {plan.columns.get(name, name) for name in plan.source.COLUMNS}
-        for name in sorted(row.keys() - known - set(plan.keep)):
-            losses.add(f"the column `{printable(name)}` (see --keep)", origin)
-    try:
-        missing = lost(plan.target, example)
-        made = plan.target.write(example)
-        if plan.keep:
-            made = _with_kept(made, row, plan.keep)
-        writer.write(made)
-        changed = writer.loses(made)
-    except RowError as error:
-        losses.add(f"the whole row ({error})", origin)
-        return
-    for what in [*missing, *([changed] if changed else [])]:
-        losses.add(what, origin)
+class _Scribe:
+    """Writes examples, each read back as the file will give it; what differs is a loss."""
+
+    def __init__(self, plan: Plan, losses: Losses, writer: RowWriter) -> None:
+        self._plan, self._losses, self._writer = plan, losses, writer
+        self._columns: set[str] = set()
+        self._first: tuple[Example, Any] | None = None
+
+    def write(self, origin: Origin, row: Any, example: Example) -> None:
+        """Write one example, and take note of what it loses."""
+        for name in self._left_behind(row, example):
+            self._losses.add(f"the column `{printable(name)}` (see --keep)", origin)
+        plan = self._plan
+        try:
+            made = plan.target.write(example)
+            missing = self._missing(example, made)
+            self._check_first(made)
+            self._writer.write(_with_kept(made, row, plan.keep) if plan.keep else made)
+        except RowError as error:
+            self._losses.add(f"the whole row ({error})", origin)
+            return
+        self._first = self._first or (example, made)
+        for what in missing:
+            self._losses.add(what, origin)
+
+    def _missing(self, example: Example, made: Any) -> list[str]:
+        """What of an example is not in its written row."""
+        return losses_of(example, self._plan.target.parse(self._writer.as_read(made), example.origin, {}))
+
+    def _check_first(self, made: Any) -> None:
+        """In a table a new column is a blank cell in all rows before it. That must not change what the first of them means.
+
+        Raises:
+            RowError: it would.
+        """
+        if not isinstance(made, dict) or made.keys() <= self._columns:
+            return
+        if self._first is not None:
+            example, row = self._first
+            before = self._missing(example, row)
+            blank = {**dict.fromkeys(made, ""), **row} if self._writer.is_table else row
+            try:
+                spoilt = self._missing(example, blank) != before
+            except RowError:
+                spoilt = True
+            if spoilt:
+                raise RowError("a table with such rows and others besides cannot be read; write .jsonl")
+        self._columns |= made.keys()
+
+    def _left_behind(self, row: Any, example: Example) -> list[str]:
+        """Columns of a row that no example holds."""
+        if not isinstance(row, dict):
+            return []
+        plan = self._plan
+        known = {plan.columns.get(name, name) for name in plan.source.COLUMNS} | set(plan.keep)
+        if row.keys() <= known:
+            return []
+        try:
+            own = plan.source.write(
+                example
+            )  # some columns, such as labels, are known to the format though it does not rename them
+        except RowError:
+            own = {}
+        return sorted(row.keys() - known - (own.keys() if isinstance(own, dict) else set()))
 
 
 def _with_kept(made: Any, row: Any, keep: tuple[str, ...]) -> Any:

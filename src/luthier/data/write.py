@@ -38,6 +38,7 @@ class RowWriter:
 
     Attributes:
         rows: rows written so far.
+        is_table: whether each row has the columns of all.
 
     Raises:
         UserError: the suffix is unknown, the file is there already, or its folder is not.
@@ -54,6 +55,7 @@ class RowWriter:
         if not path.parent.is_dir():
             raise UserError(f"there is no folder `{shown(path.parent)}`", where=shown(path), hint="Make it first.")
         self.path, self.rows = path, 0
+        self.is_table = self._kind in _TABLES
         self._temporary = temporary_sibling(path)
         self._columns: dict[str, None] = {}
 
@@ -108,17 +110,23 @@ class RowWriter:
         (self._waiting or self._out).write(data)
         self.rows += 1
 
-    def loses(self, row: Any) -> str | None:
-        """What a reader of the file would not find in a row as it was, in words; None in a JSON file."""
+    def as_read(self, row: Any) -> Any:
+        """A row as a reader of the file will give it: in a table all cells are text, and those of columns seen so far are there.
+
+        Raises:
+            RowError: it would not be read as one row.
+        """
         if self._kind == "txt":
-            text = _document(row)
-            lines = text.split("\n")
+            lines = _document(row).split("\n")
             if any(line.strip() == END_OF_TEXT for line in lines):
-                return f"what is one document (it holds `{END_OF_TEXT}`)"
-            same = text == text.rstrip() and lines[0].strip() and not any(line.endswith("\r") for line in lines)
-            return None if same else "white space around documents"
-        texts = row.values() if self._kind in _TABLES and isinstance(row, dict) else ()
-        return r"`\r\n` as the end of a line" if any(isinstance(text, str) and "\r\n" in text for text in texts) else None
+                raise RowError(f"a .txt file splits a document at `{END_OF_TEXT}`")
+            lines = [line.rstrip("\r") for line in lines]
+            while lines and not lines[0].strip():
+                lines.pop(0)
+            return {"text": "\n".join(lines).rstrip()}
+        if self._kind not in _TABLES or not isinstance(row, dict):
+            return row
+        return {name: _cell(row.get(name)).replace("\r\n", "\n") for name in {**self._columns, **row}}
 
     def _finish(self) -> None:
         if self._kind == "json":
