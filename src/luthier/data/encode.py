@@ -39,7 +39,7 @@ from luthier.data.problems import RowError
 from luthier.data.tokenizer import Encoded, Tokenizer
 from luthier.data.truncate import droppable, fewest_dropped, shared_out, without_oldest
 
-ENCODER_VERSION = 3
+ENCODER_VERSION = 4
 """Raised when the same example would become other tokens or weights; part of a store's key."""
 
 Span = tuple[int, int, float]
