@@ -261,7 +261,7 @@ def test_a_million_tiny_rows(place: Path, kind: str) -> None:
     name = "f.csv" if kind == "csv" else "f.jsonl"
     row = {
         "different": '{{"instruction":"q{0}","output":"a"}}\n',
-        "bad": '{{"instruction":"q{0}"}}\n',
+        "bad": '{{"instruction":{0},"output":"a"}}\n',
         "csv": "q{0},a\n",
     }[kind]
     with Path(name).open("w") as file:
