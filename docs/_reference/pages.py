@@ -3,7 +3,7 @@
 MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). Where a page holds `<!-- recipe fields -->`, `<!-- commands -->` or
 `<!-- the card of tiny -->`, what they name takes that line's place. English is the docstring or help text as it stands in the code;
 Chinese comes from `zh.yaml`, which pairs each English text with its translation. So an English text that changes has no translation
-until somebody has looked at it, and a test says so. The card is English in both languages.
+until somebody has looked at it, and a test says so. The card is the same on both pages: it is in both languages.
 """
 
 from __future__ import annotations
@@ -185,10 +185,11 @@ def _table(translate: Translate, head: tuple[str, ...], rows: Sequence[Sequence[
 
 
 def model_card(_: Translate) -> str:
-    """The card as it lies beside the weights, in English: without its title, and without links to what lies beside it."""
+    """The card as it lies beside the weights: without its title and without links to what lies beside it, with its picture inside."""
     text = re.sub(r"\A---\n.*?\n---\n", "", (TINY / "README.md").read_text("utf-8"), flags=re.DOTALL)
     text = re.sub(r"^# .*\n", "", text, count=1, flags=re.MULTILINE)
-    text = re.sub(r"!?\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+    text = re.sub(r"!\[[^\]]*\]\((\w+\.svg)\)", lambda found: f"<div>{(TINY / found[1]).read_text('utf-8').strip()}</div>", text)
+    text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
     return re.sub(r"^##", "###", text, flags=re.MULTILINE).strip()
 
 

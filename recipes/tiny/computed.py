@@ -1,4 +1,4 @@
-"""Facts that need no table because they can be computed: numbers, days, months, letters, translations of the word list.
+"""Facts that need no table because they can be computed: numbers, days, months, translations of the word list.
 
 Each function of `ROWS` gives facts as mappings from a name in the phrasings of `computed.toml` to its value. The values ending in
 `_zh` are for Chinese phrasings.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 Row = dict[str, str]
 
@@ -57,9 +56,9 @@ def numbers() -> list[Row]:
 
 
 def pairs() -> list[Row]:
-    """1200 pairs of different numbers below 100, and the bigger of each."""
+    """700 pairs of different numbers below 100, and the bigger of each."""
     rng = random.Random("pairs")
-    drawn = [rng.sample(range(1, 100), 2) for _ in range(1200)]
+    drawn = [rng.sample(range(1, 100), 2) for _ in range(700)]
     return [{"a": str(a), "b": str(b), "bigger": str(max(a, b))} for a, b in drawn]
 
 
@@ -94,23 +93,9 @@ def cycle(names: Sequence[str], names_zh: Sequence[str]) -> list[Row]:
     return rows
 
 
-def letters() -> list[Row]:
-    """A…Y with the letter after each."""
-    return [{"x": letter, "next": following} for letter, following in pairwise("ABCDEFGHIJKLMNOPQRSTUVWXYZ")]
-
-
 def translated(pairs_of_words: Sequence[Sequence[str]]) -> list[Row]:
     """Pairs of English and Chinese."""
     return [{"en": english, "zh": chinese} for english, chinese in pairs_of_words]
-
-
-def short_words(words: Sequence[Sequence[str]]) -> list[Row]:
-    """English words of up to eight letters: in capitals, spelled, and their first letter."""
-    return [
-        {"en": word, "upper": word.upper(), "spelled": "-".join(word.lower()), "initial": word[0].upper()}
-        for word, _ in words
-        if word.isalpha() and len(word) <= 8
-    ]
 
 
 def rows_by_name(words: Sequence[Sequence[str]], phrases: Sequence[Sequence[str]]) -> dict[str, Callable[[], list[Row]]]:
@@ -122,8 +107,6 @@ def rows_by_name(words: Sequence[Sequence[str]], phrases: Sequence[Sequence[str]
         "countdowns": countdowns,
         "days": lambda: cycle(DAYS, DAYS_ZH),
         "months": lambda: cycle(MONTHS, MONTHS_ZH),
-        "letters": letters,
         "words": lambda: translated(words),
         "phrases": lambda: translated(phrases),
-        "short_words": lambda: short_words(words),
     }

@@ -7,12 +7,16 @@ licence | source |` for each. A text is used only if its row says public domain,
 the texts and how each falls into documents: children's stories and tales for English, dialogues for Chinese, sentence pairs for
 both, since a very small model learns most from short and simple language. Each language gives the same number of UTF-8 bytes
 (Chinese says about as much as English in the same bytes), a text that is larger than its share is sampled by documents.
+
+Every fortieth document, by a hash of its words, goes into `NAME_heldout.jsonl` beside the corpus instead: rows `{language, text}`
+on which perplexity is measured. Pairs of sentences hold nothing out, since they are in both languages.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import random
 import re
@@ -48,6 +52,9 @@ SELECTION = (
     Text("gutenberg_aesop", "en", "paragraphs"),
     Text("se_v-s-vernon-jones", "en", "paragraphs"),
     Text("gutenberg_grimm", "en", "paragraphs"),
+    Text("gutenberg_andersen", "en", "paragraphs"),
+    Text("gutenberg_jungle", "en", "paragraphs"),
+    Text("gutenberg_aliceinwonderland", "en", "paragraphs"),
     Text("se_the-wonderful-wizard-of-", "en", "paragraphs"),
     Text("stories_african_zh", "zh", "blank"),
     Text("kdconv_dialogues_zh", "zh", "blank"),
@@ -56,6 +63,7 @@ SELECTION = (
 )
 DOCUMENT = 1200
 PAIRS = 12
+HELD_OUT_SHARE = 1 / 40
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,12 @@ def documents(text: Text, content: str, rng: random.Random) -> Iterator[str]:
             yield "\n".join(filter(None, gathered))
 
 
+def is_held_out(text: Text, document: str) -> bool:
+    """Whether a document is kept for the examination; it depends on nothing but its words."""
+    number = int.from_bytes(hashlib.blake2b(document.encode(), digest_size=6).digest())
+    return text.language != "both" and number / 2**48 < HELD_OUT_SHARE
+
+
 def collect(folder: Path, budget: int, seed: int) -> tuple[list[str], list[tuple[Text, Licensed, int]]]:
     """Documents of all texts, shuffled, and how many bytes each text gave.
 
@@ -120,7 +134,7 @@ def collect(folder: Path, budget: int, seed: int) -> tuple[list[str], list[tuple
         if text.name not in allowed or not path.is_file():
             raise SystemExit(f"error: {path}: not there, or its licence is not in SOURCES.md as a permissive one")
         rng = random.Random(f"{seed} {text.name}")
-        parts = list(documents(text, read(path), rng))
+        parts = [part for part in documents(text, read(path), rng) if not is_held_out(text, part)]
         rng.shuffle(parts)
         found.append((text, parts))
     chosen: list[str] = []
@@ -136,6 +150,15 @@ def collect(folder: Path, budget: int, seed: int) -> tuple[list[str], list[tuple
         report.append((text, allowed[text.name], size(taken)))
     random.Random(f"{seed} order").shuffle(chosen)
     return chosen, report
+
+
+def held_out(folder: Path) -> list[dict[str, str]]:
+    """The held-out documents of all texts, with their languages. `collect` has looked at the licences."""
+    rows = []
+    for text in SELECTION:
+        parts = documents(text, read(folder / f"{text.name}.txt.gz"), random.Random(0))
+        rows += [{"language": text.language, "text": part} for part in parts if is_held_out(text, part)]
+    return rows
 
 
 def languages(text: Text) -> tuple[str, ...]:
@@ -191,17 +214,23 @@ def attribution(report: Sequence[tuple[Text, Licensed, int]], names: Sequence[st
     return "\n".join(lines) + "\n"
 
 
+def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write JSON lines."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the corpus and, beside it, ATTRIBUTION.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder of NAME.txt.gz with SOURCES.md")
-    parser.add_argument("--megabytes", type=float, default=2.0, help="of text in each language")
+    parser.add_argument("--megabytes", type=float, default=3.4, help="of text in each language")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
     chosen, report = collect(options.text, int(options.megabytes * 1e6), options.seed)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in chosen), "utf-8")
+    write(options.out, [{"text": text} for text in chosen])
+    write(options.out.with_name(f"{options.out.stem}_heldout.jsonl"), held_out(options.text))
     (options.out.parent / "ATTRIBUTION.md").write_text(attribution(report, authors(options.text)), "utf-8")
     print(f"{options.out}: {len(chosen)} documents, {size(chosen) / 1e6:.1f} MB")
 

@@ -1,86 +1,52 @@
-"""Generate the dialogues that the embedded model is taught, or the questions it is examined with.
+"""Generate the dialogues that the embedded model is taught.
 
     python recipes/tiny/dialogues.py build/tiny/dialogues.jsonl
-    python recipes/tiny/dialogues.py --heldout build/tiny/heldout.jsonl
+    python recipes/tiny/dialogues.py --every-sum build/tiny/counted.jsonl
 
 A model of five million weights cannot know much, so the dialogues cover little ground densely: each fact of `knowledge.toml`
-and `computed.toml` is asked in several phrasings and both languages, each phrasing politely, curtly and carelessly; sums of all
-pairs of two-digit numbers are asked in dozens of ways; small talk comes from `talk.toml`; longer dialogues are strung together
-from short ones.
+and `computed.toml` is asked in several phrasings and both languages, each phrasing politely, curtly and carelessly; sums of
+two-digit numbers are asked in dozens of ways; small talk comes from `talk.toml`, tool calls from `tools.toml`; longer dialogues
+are strung together from short ones. What such a model does not learn is not taught: to spell, to write capitals.
 
-Everything is a function of the seed. What is held out is decided by a hash of the *question* before its wrapping (for sums: of
-the unordered pair of numbers), so that no training dialogue differs from a held-out one by a "please" alone. A held-out row
-carries `expect`, the alternatives of which one must occur in the answer; in a dialogue of several turns the last one is asked.
+With `--every-sum` the sums that are not taught are there too: that is what the tokenizer counts, so that other shares of sums can
+be taught without a new tokenizer and a new pre-training.
+
+Everything is a function of the seed. dialogue.py decides what is held out; exam.py makes the examination of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from computed import Row, rows_by_name
+from dialogue import LANGUAGES, Dialogue, Turn, is_held_out, plain, share_of, single, to_row
+from toolcalls import tool_dialogues
 
 HERE = Path(__file__).parent
-LANGUAGES = ("en", "zh")
-HELD_OUT_SHARE = 0.04
-STRUNG = 4000
-REPEATS = {
-    "identity": 12,
-    "maker": 6,
-    "other": 6,
-    "human": 5,
-    "ability": 5,
-    "unknown": 6,
-    "greeting": 6,
-    "list": 4,
-    "joke": 4,
-    "story": 4,
+STRUNG = 3000
+ROWS = {
+    **dict.fromkeys(("identity", "greeting"), 700),
+    **dict.fromkeys(("unknown", "human", "maker"), 500),
+    **dict.fromkeys(("thanks", "apology"), 400),
+    **dict.fromkeys(("goodbye", "ability", "other"), 100),
+    **dict.fromkeys(("list", "joke", "story"), 24),
 }
-"""How often the few questions of a kind of small talk are taken, each time wrapped differently; other kinds three times."""
-ALWAYS_TAUGHT = ("你是谁？", "Who are you?")
-"""The questions of the demo are never held out."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One question, its answer, and the words by which another answer would be judged."""
-
-    ask: str
-    answer: str
-    expect: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """A few turns in one language. `unit` decides whether the dialogue is held out."""
-
-    kind: str
-    language: str
-    turns: tuple[Turn, ...]
-    unit: str
-    system: str | None = None
-
-
-def share_of(text: str) -> float:
-    """A number in [0, 1) that depends on nothing but the text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest()) / 2**48
-
-
-def is_held_out(dialogue: Dialogue) -> bool:
-    """Whether the dialogue belongs to the examination."""
-    return dialogue.turns[0].ask not in ALWAYS_TAUGHT and share_of(f"held out {dialogue.unit}") < HELD_OUT_SHARE
-
-
-def single(kind: str, language: str, ask: str, answer: str, *expect: str) -> Dialogue:
-    """A dialogue of one turn, held out by its own question."""
-    return Dialogue(kind, language, (Turn(ask, answer, expect),), f"{kind} {ask}")
+"""About how many rows one group of questions of small talk gives, each wrapped in another way; of other kinds `ROWS_ELSE`."""
+ROWS_ELSE = 40
+PLAIN_PAIRS, CARRY_PAIRS = 6700, 440
+"""Two-digit sums that are made: without and with a carry out of the ones."""
+TAUGHT_PLAIN, TAUGHT_CARRY = 0.5, 0.3
+"""The share of the pairs of each sort that is taught. Carries are rare on purpose: so the model is left with something to gain when it
+is trained further on sums, by reinforcement for example."""
+ALTERNATIVES = re.compile(r"\(([^()]*\|[^()]*)\)")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -114,7 +80,8 @@ def facts(kind: str, table: dict[str, Any], rows: list[Row], rng: random.Random)
         texts = table[language]
         for row in rows:
             answer, expect = fill(texts["answer"], row), fill(texts["expect"], row)
-            for ask in rng.sample(texts["ask"], table.get("asks", len(texts["ask"]))):
+            asks = rng.sample(texts["ask"], min(table.get("asks", len(texts["ask"])), len(texts["ask"])))
+            for ask in asks * table.get("times", 1):
                 yield single(kind, language, fill(ask, row), answer, expect)
         for _ in range(2 * len(rows) if "follow" in texts else 0):
             yield chain(kind, language, texts, rng.sample(rows, rng.choice((2, 2, 3))), rng)
@@ -129,13 +96,25 @@ def chain(kind: str, language: str, texts: dict[str, Any], rows: Sequence[Row], 
     return Dialogue(kind, language, tuple(turns), f"{kind} chain {' '.join(turn.ask for turn in turns)}")
 
 
-def talk(tables: dict[str, Any]) -> Iterator[Dialogue]:
-    """Small talk: every phrasing with every answer, as often as `REPEATS` says."""
+def expanded(pattern: str) -> Iterator[str]:
+    """Every reading of a pattern: `(Hi|Hello), you(| there)` has four."""
+    found = ALTERNATIVES.search(pattern)
+    if not found:
+        yield pattern
+        return
+    for choice in found[1].split("|"):
+        yield from expanded(pattern[: found.start()] + choice + pattern[found.end() :])
+
+
+def talk(tables: dict[str, Any], rng: random.Random) -> Iterator[Dialogue]:
+    """Small talk: the phrasings of each group in turn, until it has given its rows."""
     for kind, groups in tables.items():
         for group in groups:
-            for ask in group["ask"]:
-                for answer in group["answer"]:
-                    yield from [single(kind, group["language"], ask, answer, *group["expect"])] * REPEATS.get(kind, 3)
+            asks = list(dict.fromkeys(ask for pattern in group["ask"] for ask in expanded(pattern)))
+            rng.shuffle(asks)
+            for index in range(max(ROWS.get(kind, ROWS_ELSE), len(asks) if kind not in ROWS else 0)):
+                ask, answer = asks[index % len(asks)], group["answer"][index % len(group["answer"])]
+                yield single(kind, group["language"], ask, answer, *group["expect"])
 
 
 def sum_turn(pattern: str, a: int, b: int, **more: str) -> Turn:
@@ -143,23 +122,38 @@ def sum_turn(pattern: str, a: int, b: int, **more: str) -> Turn:
     return Turn(pattern.format(a=a, b=b, **more), f"{a} + {b} = {a + b}", (f"= {a + b}",))
 
 
+def drawn_pairs(pairs: Sequence[tuple[int, int]], carry: bool, rng: random.Random) -> list[tuple[int, int]]:
+    """Pairs with or without a carry out of the ones, each of them once before one comes twice."""
+    pool = [(a, b) for a, b in pairs if (a % 10 + b % 10 >= 10) == carry]
+    times, rest = divmod(CARRY_PAIRS if carry else PLAIN_PAIRS, len(pool))
+    return pool * times + rng.sample(pool, rest)
+
+
 def sums(table: dict[str, Any], names: dict[str, Any], rng: random.Random) -> Iterator[Dialogue]:
-    """All pairs of two-digit numbers, twice; pairs with one digit, more often; some told as stories, some continued."""
-    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)] * 2
+    """Two-digit numbers, mostly without a carry; pairs with one digit, more often; some told as stories, some continued."""
+    two_digits = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+    pairs = [pair for carry in (False, True) for pair in drawn_pairs(two_digits, carry, rng)]
     pairs += [(a, b) for a in range(10) for b in range(10)] * 4
-    pairs += [pair for a in range(10, 100) for b in rng.sample(range(1, 10), 5) for pair in ((a, b), (b, a))]
+    one_digit = [pair for a in range(10, 100) for b in range(1, 10) if a % 10 + b < 10 for pair in ((a, b), (b, a))]
+    pairs += rng.sample(one_digit, 600)
     for a, b in pairs:
-        unit = f"sum {min(a, b)} {max(a, b)}"
-        language = rng.choice(LANGUAGES)
-        texts = table[language]
-        if rng.random() < 0.12:
-            things = rng.choice(table["things"])[LANGUAGES.index(language)]
-            turn = sum_turn(rng.choice(texts["story"]), a, b, things=things, name=rng.choice(names[language]["names"]))
-        else:
-            turn = sum_turn(rng.choice(texts["ask"] + table["bare"]), a, b)
-        yield Dialogue("sum", language, (turn,), unit)
+        dialogue = asked_sum(table, names, a, b, rng)
+        yield dialogue
         if rng.random() < 0.08 and a + b < 100:
-            yield Dialogue("sum", language, (turn, sum_turn(rng.choice(texts["more"]), a + b, rng.randint(1, 9))), unit)
+            more = sum_turn(rng.choice(table[dialogue.language]["more"]), a + b, rng.randint(1, 9))
+            yield replace(dialogue, turns=(*dialogue.turns, more))
+
+
+def asked_sum(table: dict[str, Any], names: dict[str, Any], a: int, b: int, rng: random.Random) -> Dialogue:
+    """One sum, in either language, plainly or told as a story. The unordered pair decides whether it is held out."""
+    language = rng.choice(LANGUAGES)
+    texts = table[language]
+    if rng.random() < 0.12:
+        things = rng.choice(table["things"])[LANGUAGES.index(language)]
+        turn = sum_turn(rng.choice(texts["story"]), a, b, things=things, name=rng.choice(names[language]["names"]))
+    else:
+        turn = sum_turn(rng.choice(texts["ask"] + table["bare"]), a, b)
+    return Dialogue("sum", language, (turn,), f"sum {min(a, b)} {max(a, b)}")
 
 
 def introductions(table: dict[str, Any], rng: random.Random) -> Iterator[Dialogue]:
@@ -185,7 +179,8 @@ def clean_dialogues(seed: int) -> list[Dialogue]:
         dialogues += facts(kind, table, rows, random.Random(f"{seed} {kind}"))
     dialogues += sums(sum_table, names, random.Random(f"{seed} sums"))
     dialogues += introductions(names, random.Random(f"{seed} names"))
-    dialogues += talk(load("talk"))
+    dialogues += tool_dialogues(load("tools"), random.Random(f"{seed} tools"))
+    dialogues += talk(load("talk"), random.Random(f"{seed} talk"))
     return dialogues
 
 
@@ -193,7 +188,7 @@ def strung(dialogues: Sequence[Dialogue], count: int, rng: random.Random) -> Ite
     """Longer dialogues: a greeting, questions of different kinds, thanks."""
     by_kind: dict[str, dict[str, list[Dialogue]]] = {language: {} for language in LANGUAGES}
     for dialogue in dialogues:
-        if len(dialogue.turns) == 1:
+        if len(dialogue.turns) == 1 and not dialogue.tools:
             by_kind[dialogue.language].setdefault(dialogue.kind, []).append(dialogue)
     for index in range(count):
         language = rng.choice(LANGUAGES)
@@ -233,37 +228,39 @@ def training(seed: int) -> list[Dialogue]:
     kept += strung(kept, STRUNG, random.Random(f"{seed} strung"))
     rng, wrapping = random.Random(f"{seed} wrapping"), load("computed")["wrapping"]
     made = [with_wrapping(dialogue, wrapping, rng) for dialogue in kept]
-    distinct = list({json.dumps(row(dialogue), ensure_ascii=False): dialogue for dialogue in made}.values())
+    distinct = list({json.dumps(to_row(dialogue), ensure_ascii=False): dialogue for dialogue in made}.values())
     rng.shuffle(distinct)
     return distinct
 
 
-def held_out(seed: int, per_kind: int) -> list[Dialogue]:
-    """The examination: at most `per_kind` questions of each kind, none of them among the training dialogues."""
-    candidates = list({dialogue.unit: dialogue for dialogue in clean_dialogues(seed) if is_held_out(dialogue)}.values())
-    random.Random(f"{seed} held out").shuffle(candidates)
-    taught = {tuple(turn.ask for turn in dialogue.turns) for dialogue in training(seed)}
-    taken: dict[str, list[Dialogue]] = {}
-    for dialogue in candidates:
-        same_kind = taken.setdefault(dialogue.kind, [])
-        if tuple(turn.ask for turn in dialogue.turns) not in taught and len(same_kind) < per_kind:
-            same_kind.append(dialogue)
-    return [dialogue for kind in sorted(taken) for dialogue in taken[kind]]
+def is_taught(dialogue: Dialogue) -> bool:
+    """Whether a dialogue is taught: all are but some two-digit sums, chosen by their unordered pair."""
+    if dialogue.kind != "sum":
+        return True
+    a, b = map(int, dialogue.unit.split()[1:])
+    share = TAUGHT_CARRY if a % 10 + b % 10 >= 10 else TAUGHT_PLAIN
+    return min(a, b) < 10 or share_of(f"taught {dialogue.unit}") < share
 
 
-def row(dialogue: Dialogue) -> dict[str, Any]:
-    """A dialogue as a row of OpenAI messages."""
-    messages = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
-    for turn in dialogue.turns:
-        messages += [{"role": "user", "content": turn.ask}, {"role": "assistant", "content": turn.answer}]
-    return {"messages": messages}
+def held_out(seed: int, taught: Sequence[Dialogue]) -> list[Dialogue]:
+    """Every held-out question once, shuffled, none of them among the training dialogues `taught`.
+
+    Of sums it is every held-out pair of two-digit numbers, those with a carry as often as they are: not as rare as they are taught.
+    """
+    table = load("computed")
+    rng = random.Random(f"{seed} held out")
+    pairs = [(a, b) for a in range(10, 100) for b in range(a, 100)]
+    every_sum = [asked_sum(table["sum"], table["name"], *rng.sample(pair, 2), rng) for pair in pairs]
+    others = [dialogue for dialogue in clean_dialogues(seed) if dialogue.kind != "sum"]
+    candidates = list({dialogue.unit: dialogue for dialogue in others + every_sum if is_held_out(dialogue)}.values())
+    rng.shuffle(candidates)
+    known = set(map(asked, taught))
+    return [dialogue for dialogue in candidates if asked(dialogue) not in known]
 
 
-def question(dialogue: Dialogue) -> dict[str, Any]:
-    """A dialogue as a question with its rule: the last answer is left open."""
-    last, messages = dialogue.turns[-1], row(dialogue)["messages"][:-1]
-    where = {"kind": dialogue.kind, "language": dialogue.language}
-    return {**where, "messages": messages, "answer": last.answer, "expect": list(last.expect)}
+def asked(dialogue: Dialogue) -> tuple[str, ...]:
+    """All that is asked in a dialogue, and with which tools."""
+    return (*(plain(turn.ask) for turn in dialogue.turns), *sorted(dialogue.tools))
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -275,17 +272,14 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the training dialogues, or with --heldout the examination."""
+    """Write the dialogues that are taught, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--heldout", action="store_true", help="write the examination in place of the training dialogues")
-    parser.add_argument("--per-kind", type=int, default=60, help="questions of each kind in the examination")
+    parser.add_argument("--every-sum", action="store_true", help="with the sums that are not taught")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    if options.heldout:
-        write(options.out, map(question, held_out(options.seed, options.per_kind)))
-    else:
-        write(options.out, map(row, training(options.seed)))
+    made = training(options.seed)
+    write(options.out, map(to_row, made if options.every_sum else filter(is_taught, made)))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,14 @@ def test_a_system_prompt_is_for_conversations_without_one(model: ChatModel) -> N
     assert first != model.prompt("Hi")
 
 
+def test_tools_are_offered_by_the_template(folder: Path) -> None:
+    model = chat_model(folder, "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ messages[0].content }}")
+    prompt = model.prompt("Hi", tools=[{"name": "clock"}])
+    assert model.tokenizer.decode(prompt) == "clock Hi"
+    assert model.tokenizer.decode(model.prompt("Hi")) == "Hi"
+    assert model.chat("Hi", tools=[{"name": "clock"}], max_new_tokens=4) == model.chat("clock Hi", max_new_tokens=4)
+
+
 def test_ends_of_an_answer_come_from_tokenizer_config_and_template(model: ChatModel) -> None:
     template = SimpleNamespace(stop_strings=("<s>", "Human:"))
     both = ChatModel(model.model, model.tokenizer, cast(ChatTemplate, template))

@@ -22,3 +22,21 @@ def script(root):
             sys.path.remove(folder)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def made(script):
+    """All dialogues of the embedded model, with the sums that are not taught."""
+    return script("dialogues").training(seed=1)
+
+
+@pytest.fixture(scope="session")
+def taught(script, made):
+    """Those that it is trained on."""
+    return [dialogue for dialogue in made if script("dialogues").is_taught(dialogue)]
+
+
+@pytest.fixture(scope="session")
+def examined(script, made):
+    """The dialogues that were held out from them."""
+    return script("dialogues").held_out(1, made)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
+
+from luthier.recipe.load import load_recipe
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def build(script, tmp_path, monkeypatch):
 @pytest.fixture
 def small(tmp_path, build):
     """A folder like build/tiny/init, with a model of a few weights."""
-    folder = tmp_path / build.BUILD / "init"
+    folder = tmp_path / build.WORK / "init"
     folder.mkdir(parents=True)
     LlamaConfig(
         vocab_size=64,
@@ -42,21 +45,21 @@ def small(tmp_path, build):
 
 
 def test_a_step_is_not_repeated(build, tmp_path):
-    build.make("corpus.py", build.BUILD / "corpus.jsonl", "--text", "x")
+    build.make("corpus.py", build.WORK / "corpus.jsonl", "--text", "x")
     assert len(build.commands) == 1
-    (tmp_path / build.BUILD).mkdir(parents=True)
-    (tmp_path / build.BUILD / "corpus.jsonl").touch()
-    build.make("corpus.py", build.BUILD / "corpus.jsonl", "--text", "x")
+    (tmp_path / build.WORK).mkdir(parents=True)
+    (tmp_path / build.WORK / "corpus.jsonl").touch()
+    build.make("corpus.py", build.WORK / "corpus.jsonl", "--text", "x")
     assert len(build.commands) == 1
 
 
 @pytest.mark.parametrize(("state", "command"), [(None, "train"), ("stopped", "resume"), ("running", "resume"), ("done", None)])
 def test_a_training_is_started_resumed_or_left(build, tmp_path, state, command):
-    folder = tmp_path / build.BUILD / "runs/chat"
+    folder = tmp_path / build.WORK / "runs/chat"
     if state:
         folder.mkdir(parents=True)
         (folder / "status.json").write_text(json.dumps({"state": state}))
-    assert build.train("chat", ["train.epochs=1"]) == build.BUILD / "runs/chat/final"
+    assert build.train("chat", build.WORK, ["train.epochs=1"]) == build.WORK / "runs/chat/final"
     assert [words[1] for words in build.commands] == ([command] if command else [])
     assert (command != "train") or "train.epochs=1" in build.commands[0]
 
@@ -71,19 +74,55 @@ def test_random_weights_depend_on_the_seed_alone(build, small):
     assert (small / "model.safetensors").read_bytes() == first
 
 
-def test_published_folder_is_the_trained_model_in_bfloat16(build, small, tmp_path):
+@pytest.fixture
+def trained(build, small):
+    """A folder like build/tiny, as if `small` had come out of both trainings."""
     build.initialise(small)
-    build.publish(small, tmp_path / "package")
-    trained = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
+    final = small.parent / "runs/chat/final"
+    final.mkdir(parents=True)
+    (final / "model.safetensors").write_bytes((small / "model.safetensors").read_bytes())
+    return small.parent
+
+
+def test_published_folder_is_the_trained_model_in_bfloat16(build, small, trained, tmp_path):
+    build.publish(trained, tmp_path / "package")
+    expected = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
     published = AutoModelForCausalLM.from_pretrained(tmp_path / "package")
     assert published.dtype == torch.bfloat16
-    for (name, expected), found in zip(trained.named_parameters(), published.parameters(), strict=True):
-        assert torch.equal(expected.bfloat16(), found), name
+    for (name, weight), found in zip(expected.named_parameters(), published.parameters(), strict=True):
+        assert torch.equal(weight.bfloat16(), found), name
     assert {file.name for file in (tmp_path / "package").iterdir()} >= {"config.json", "chat_template.jinja", "ATTRIBUTION.md"}
 
 
-def test_a_model_that_is_too_large_is_refused(build, small, tmp_path, monkeypatch):
-    build.initialise(small)
+def test_a_model_that_is_too_large_is_refused(build, trained, tmp_path, monkeypatch):
+    build.publish(trained, tmp_path / "package")
+    build.weigh(tmp_path / "package")
     monkeypatch.setattr(build, "MAX_BYTES", 1000)
     with pytest.raises(SystemExit, match="more than 1000"):
-        build.publish(small, tmp_path / "package")
+        build.weigh(tmp_path / "package")
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "chat"])
+def test_another_folder_is_another_place_for_every_file(build, root, recipe, tmp_path):
+    assert build.places(recipe, build.WORK) == []
+    moved = load_recipe(root / f"recipes/tiny/{recipe}.yaml", build.places(recipe, tmp_path / "other"))
+    places = [moved.output, moved.model.path, moved.data.train[0].path]
+    assert all(place.startswith(str(tmp_path / "other/")) for place in places)
+
+
+@pytest.mark.slow
+def test_two_builds_give_the_same_bytes(script, root, shared, tmp_path, monkeypatch):
+    """Everything but the length of the trainings is as in a real build, which takes an hour: three steps of each training."""
+    build = script("build")
+    monkeypatch.setattr(build, "describe", lambda work, folder: None)
+    monkeypatch.syspath_prepend(str(root / "recipes/tiny"))
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    text = str(shared / "data/pretrain/full")
+    short = [word for recipe in ("--pretrain", "--chat") for word in (recipe, "train.max_steps=3")]
+    digests = []
+    for name in ("one", "two"):
+        build.main(["--text", text, "--work", str(tmp_path / name), "--out", str(tmp_path / name / "tiny"), *short])
+        files = [*(tmp_path / name / "tiny").iterdir(), *(tmp_path / name).glob("*.jsonl")]
+        digests.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
+    assert "model.safetensors" in digests[0]
+    assert digests[0] == digests[1]

@@ -71,6 +71,16 @@ def test_attribution_names_texts_and_authors(corpus, folder, tmp_path):
     assert all(row.keys() == {"text"} and row["text"] for row in rows)
 
 
+def test_held_out_documents_are_not_in_the_corpus(corpus, folder, tmp_path):
+    corpus.main(["--text", str(folder), "--megabytes", "1", str(tmp_path / "corpus.jsonl")])
+    kept = {json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text("utf-8").split("\n") if line}
+    lines = (tmp_path / "corpus_heldout.jsonl").read_text("utf-8").split("\n")
+    held_out = [json.loads(line) for line in lines if line]
+    assert {row["language"] for row in held_out} == {"en", "zh"}
+    assert not kept & {row["text"] for row in held_out}
+    assert len(held_out) < 0.1 * len(kept)
+
+
 def test_traditional_script_is_left_out(corpus):
     pairs = next(text for text in corpus.SELECTION if text.split == "pairs")
     import random

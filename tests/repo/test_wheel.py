@@ -45,6 +45,9 @@ def test_what_is_in_the_wheel(wheel, root):
         "chat_template.jinja",
         "model.safetensors",
         "ATTRIBUTION.md",
+        "README.md",
+        "build.json",
+        "loss.svg",
     )
     expected |= {f"luthier/models/tiny/{name}" for name in tiny}
     expected |= {"luthier/py.typed", "luthier/chat/families.yaml", "luthier/recipes/tiny/identity.json"}

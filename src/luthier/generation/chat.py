@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Messages = str | Sequence[Mapping[str, Any]]
 """A question, or a whole conversation: messages with `role` and `content`, the last one to be answered."""
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of functions."""
 
 
 class ChatModel:
@@ -47,12 +49,13 @@ class ChatModel:
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, template: ChatTemplate, *, name: str = "model") -> None:
         self.model, self.tokenizer, self.template, self.name = model, tokenizer, template, name
 
-    def chat(self, messages: Messages, *, system: str | None = None, **decoding: Any) -> str:
+    def chat(self, messages: Messages, *, system: str | None = None, tools: Tools | None = None, **decoding: Any) -> str:
         """The answer to a question or to the last message of a conversation.
 
         Args:
             messages: a question, or messages with `role` and `content`.
             system: a system prompt for conversations that bring none.
+            tools: JSON schemas of functions, in OpenAI's form, for templates that know tools.
             decoding: fields of `Decoding`: `temperature`, `max_new_tokens`, `top_p`, `seed` … The default is greedy.
 
         Returns:
@@ -62,14 +65,16 @@ class ChatModel:
             UserError: the template refuses the conversation, it fills the model's context, or a setting is out of range.
             TypeError: a setting that does not exist.
         """
-        return "".join(self.stream(messages, system=system, **decoding))
+        return "".join(self.stream(messages, system=system, tools=tools, **decoding))
 
-    def stream(self, messages: Messages, *, system: str | None = None, **decoding: Any) -> Iterator[str]:
+    def stream(
+        self, messages: Messages, *, system: str | None = None, tools: Tools | None = None, **decoding: Any
+    ) -> Iterator[str]:
         """The same answer in pieces, as they are written. Closing the iterator ends the answer."""
         conversation = _conversation(messages, system)
         turn = sum(message["role"] == "assistant" for message in conversation)
         decoder = Decoder(self.model, self.tokenizer, slots=1)
-        decoder.submit(Request(self.prompt(conversation), self.decoding(**decoding), index=turn))
+        decoder.submit(Request(self.prompt(conversation, tools=tools), self.decoding(**decoding), index=turn))
         return (piece.text for piece in decoder.run() if piece.text)
 
     def answers(self, questions: Sequence[Messages], *, system: str | None = None, **decoding: Any) -> list[Answer]:
@@ -77,10 +82,10 @@ class ChatModel:
         prompts = [self.prompt(messages, system=system) for messages in questions]
         return generate(self.model, self.tokenizer, prompts, self.decoding(**decoding))
 
-    def prompt(self, messages: Messages, *, system: str | None = None) -> list[int]:
+    def prompt(self, messages: Messages, *, system: str | None = None, tools: Tools | None = None) -> list[int]:
         """Token ids of a conversation up to where the answer begins."""
         try:
-            text = self.template.render(_conversation(messages, system), add_generation_prompt=True)
+            text = self.template.render(_conversation(messages, system), tools, add_generation_prompt=True)
         except TemplateRefused as refused:
             raise UserError(f"the chat template `{self.template.name}` refuses this conversation: {refused}") from refused
         return [int(token) for token in self.tokenizer.encode(text).ids]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ def shipped_folder() -> Path | None:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Shipped recipes by name: the path below the folder, without `.yaml`, e.g. `tiny/identity`."""
+    """Shipped recipes by name: the path below the folder, without `.yaml`, e.g. `tiny/identity`.
+
+    YAML files that name no model, such as the one that drives a tokenizer's training, are not recipes of runs.
+    """
     folder = shipped_folder()
     if folder is None:
         return {}
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    files = (path for path in sorted(folder.rglob("*.yaml")) if re.search(r"^model:", path.read_text("utf-8"), re.MULTILINE))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 def find_shipped(name: str) -> Path:
