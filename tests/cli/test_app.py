@@ -13,7 +13,22 @@ from luthier.cli.app import run
 from luthier.errors import Stopped, UserError
 
 HEAVY = ("torch", "transformers", "numpy", "pyarrow", "matplotlib", "pydantic", "yaml", "psutil", "tokenizers")
-COMMANDS = {"train", "resume", "stop", "show", "logs", "chat", "compare", "env", "login", "runs", "recipes", "data", "template", "export"}
+COMMANDS = {
+    "train",
+    "resume",
+    "stop",
+    "show",
+    "logs",
+    "chat",
+    "compare",
+    "env",
+    "login",
+    "runs",
+    "recipes",
+    "data",
+    "template",
+    "export",
+}
 
 
 def test_nothing_heavy_is_imported_for_the_help() -> None:
