@@ -62,8 +62,8 @@ say "What next · 接下来"
 cat <<END
    talk to it · 和它聊聊
      $luthier chat $name
-   your own file: questions and answers in recipes/tiny/identity.json's form, or any other that docs/data.md names
-   用自己的数据：照 recipes/tiny/identity.json 的样子写，或用 docs/data.zh.md 里的其他格式
+   your own file: questions and answers in recipes/tiny/identity.json's form, or any other that docs/formats.md shows
+   用自己的数据：照 recipes/tiny/identity.json 的样子写，或用 docs/formats.zh.md 里的其他格式
      $luthier train recipes/tiny/identity.yaml data.train=my.json
    a larger model to start from · 换大一点的模型
      $luthier recipes list
