@@ -84,13 +84,17 @@ def main() -> None:
 
 
 def train(folder: Path, more: Sequence[str]) -> list[Text]:
-    """The lines of a training: with the bar half-way, and from there to the end."""
+    """The lines of a training: with the bar half-way, and from there to the end.
+
+    A short run may be over before it is seen half-way; the bar as it was last seen before that does as well.
+    """
     halfway: list[Text] = []
+    passed = False
     for screen in screens((*TRAIN, *more), folder):
         found = ON_ITS_WAY.search(row(screen, screen.cursor.y).plain)
-        if not halfway and found and 2 * int(found[1]) >= int(found[2]):
-            halfway = lines(screen)
-    assert halfway, "the bar was never seen half-way"
+        if found and not passed:
+            halfway, passed = lines(screen), 2 * int(found[1]) >= int(found[2])
+    assert halfway, "the bar was never seen"
     return [*halfway, Text("⋮", "dim"), *lines(screen)[len(halfway) - 1 :]]  # the bar has left no line behind
 
 
