@@ -7,6 +7,7 @@ a step. Nothing is synchronised inside a step, so ranks may have bins of differe
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,8 +61,7 @@ class World:
 
     def close(self) -> None:
         """Leave the process group."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _leave()
 
 
 def start_world() -> World:
@@ -77,8 +77,14 @@ def start_world() -> World:
             dist.init_process_group("gloo", store=alone, rank=0, world_size=1)
         else:
             dist.init_process_group(backend, timeout=timedelta(hours=2))
+        atexit.register(_leave)  # gloo's threads must end before the interpreter does, or C++ aborts the process
     mesh = init_device_mesh("cpu" if size == 1 else device.type, (size,), mesh_dim_names=("data",))
     return World(rank, size, device, mesh)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _device(local_rank: int) -> torch.device:
