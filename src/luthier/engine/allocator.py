@@ -1,8 +1,8 @@
 """Keep freed memory for the next step.
 
 glibc hands large blocks back to the kernel as soon as they are freed and asks for them again a moment later, each time as zeroed pages
-that have to be faulted in. A training step on a CPU frees and takes the same tensors thousands of times; keeping them saved 4 to 10 %
-of a step (`benchmarks/LOG.md`). The peak of memory stays what it is: only the moments between the peaks hold more.
+that have to be faulted in. A training step on a CPU frees and takes the same tensors thousands of times; keeping them saves 2 to
+5 % of a step in the kernel alone (`benchmarks/LOG.md`). Between its peaks the process holds on to memory that it does not use.
 """
 
 from __future__ import annotations

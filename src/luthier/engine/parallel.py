@@ -59,10 +59,6 @@ class World:
         if self.size > 1:
             dist.barrier(group=self.mesh.get_group("data"))
 
-    def close(self) -> None:
-        """Leave the process group."""
-        _leave()
-
 
 def start_world() -> World:
     """Join the processes that torchrun started, or be the only one."""

@@ -6,7 +6,7 @@ For each segment of a row and each head, with S = q kᵀ / √D masked to the pa
     dv = Pᵀ do,   dS = P ∘ (do vᵀ - rowsum(P ∘ do vᵀ)),   dq = dS k / √D,   dk = dSᵀ q / √D
 
 torch's CPU kernel is good at the forward pass, but its backward pass hardly uses the matrix units that a processor has for bfloat16: a
-quarter of a training step of a small model was spent there (`benchmarks/fused.py`). Here P is computed again from ℓ, so nothing
+quarter of a training step of a small model was spent there (`benchmarks/LOG.md`). Here P is computed again from ℓ, so nothing
 of size L² is kept, and every product is a batched matrix product over heads. Queries are worked through in blocks of `BLOCK` rows, and a
 block multiplies only with the keys up to its last row: for long segments that leaves out nearly half of the square. The heads that share a
 key-value head (grouped queries) are rows of one product, so keys are never copied for them. S and P are float32 until P is

@@ -2,8 +2,8 @@
 
 A norm or a rotation written as a dozen plain operations is a dozen passes over memory, and as many again in the backward pass; on a CPU
 that is a tenth of a training step. `fuse` gives such modules a subclass of their own class with another forward pass, so that names,
-parameters, copies and files stay what they are. Nothing is taken from a class's name: each candidate is first run beside the module's
-own code on random numbers, and left alone when the two differ by more than rounding.
+parameters, copies and files stay what they are. A name only says where to look: each candidate is first run beside the module's own
+code on random numbers, and left alone when the two differ by more than rounding.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 *The same* is told by a digest of the example's whole text. *Nearly the same* by MinHash (Broder 1997): the share of equal values in two
 signatures estimates the Jaccard similarity |A∩B| / |A∪B| of the sets of 5-character shingles. Characters serve Chinese as well as
-English, and need no tokenizer. Candidates come from datasketch's locality-sensitive index of 6 bands of 5 values, which finds 91 % of
-the pairs at a similarity of 0.8 and 99.5 % at 0.9; they are then compared on all 64 values.
+English, and need no tokenizer. Candidates come from datasketch's locality-sensitive index of 6 bands of 5 values, which by their
+formula find 91 % of the pairs at a similarity of 0.8 and 99.5 % at 0.9; they are then compared on all 64 values.
 
 Shingles of a batch of rows are hashed and permuted together in numpy, which is what makes 51,000 rows a matter of a second. The index
 takes about 2 kB a row, so that it is given at most `INDEXED` rows, and a digest takes 250 bytes, so that at most `REMEMBERED` are kept;

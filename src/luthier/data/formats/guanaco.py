@@ -17,7 +17,7 @@ from luthier.data.examples import Conversation, Example, Message, Origin
 from luthier.data.formats.fields import text_of
 from luthier.data.formats.marked import turns_in
 from luthier.data.formats.turns import messages_from
-from luthier.data.formats.written import no_place, questions_and_answers
+from luthier.data.formats.written import talk_of
 
 NAME = "guanaco"
 ABOUT = "Dialogues in a text with ### Human: and ### Assistant:"
@@ -60,8 +60,6 @@ def write(example: Example) -> dict[str, Any]:
     Raises:
         RowError: it is no conversation, or calls tools.
     """
-    if not isinstance(example, Conversation):
-        no_place(example, NAME)
-    system, pairs = questions_and_answers(example.messages, NAME)
+    system, pairs = talk_of(example, NAME)
     begin = f"### System: {system}" if system else ""
     return {"text": begin + "".join(f"### Human: {question}### Assistant: {answer}" for question, answer in pairs)}

@@ -16,7 +16,7 @@ from luthier.data.examples import Conversation, Example, Origin
 from luthier.data.formats.fields import text_of
 from luthier.data.formats.marked import turns_in
 from luthier.data.formats.turns import messages_from
-from luthier.data.formats.written import no_place, questions_and_answers
+from luthier.data.formats.written import talk_of
 
 NAME = "human_text"
 ABOUT = "Dialogues in a text with <s>Human: …</s><s>Assistant: …</s>"
@@ -50,9 +50,7 @@ def write(example: Example) -> dict[str, Any]:
     Raises:
         RowError: it is no conversation, or calls tools.
     """
-    if not isinstance(example, Conversation):
-        no_place(example, NAME)
-    system, pairs = questions_and_answers(example.messages, NAME)
+    system, pairs = talk_of(example, NAME)
     begin = f"<s>System: {system}\n</s>" if system else ""
     rounds = (f"<s>Human: {question}\n</s><s>Assistant: {answer}\n</s>" for question, answer in pairs)
     return {"text": begin + "".join(rounds)}

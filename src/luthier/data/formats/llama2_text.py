@@ -15,7 +15,7 @@ from typing import Any
 from luthier.data.examples import Conversation, Example, Message, Origin
 from luthier.data.formats.fields import text_of
 from luthier.data.formats.turns import messages_from
-from luthier.data.formats.written import no_place, questions_and_answers
+from luthier.data.formats.written import talk_of
 from luthier.data.problems import RowError
 
 NAME = "llama2_text"
@@ -62,9 +62,7 @@ def write(example: Example) -> dict[str, Any]:
     Raises:
         RowError: it is no conversation, or calls tools.
     """
-    if not isinstance(example, Conversation):
-        no_place(example, NAME)
-    system, pairs = questions_and_answers(example.messages, NAME)
+    system, pairs = talk_of(example, NAME)
     begin = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
     asked = [begin + pairs[0][0], *(question for question, _ in pairs[1:])]
     rounds = (f"<s>[INST] {question} [/INST] {answer} </s>" for question, (_, answer) in zip(asked, pairs, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from luthier.data.examples import Conversation, Example, Origin
-from luthier.data.formats.written import no_place, questions_and_answers
+from luthier.data.formats.written import talk_of
 from luthier.data.problems import RowError
 
 
@@ -25,9 +25,7 @@ def undone(example: Example, instruction: str, format_name: str) -> tuple[str, s
     Raises:
         RowError: it asks for something else, or has more than one question.
     """
-    if not isinstance(example, Conversation):
-        no_place(example, format_name)
-    _, pairs = questions_and_answers(example.messages, format_name)
+    _, pairs = talk_of(example, format_name)
     question, answer = pairs[-1]
     if len(pairs) > 1 or not question.startswith(instruction):
         raise RowError(f"format `{format_name}` has no place for questions that do not begin with `{instruction.strip()}`")

@@ -41,6 +41,17 @@ def questions_and_answers(messages: Sequence[Message], format_name: str) -> tupl
     return messages[0]["content"] if begin else "", list(zip(texts[::2], texts[1::2], strict=True))
 
 
+def talk_of(example: Example, format_name: str) -> tuple[str, list[tuple[str, str]]]:
+    """`questions_and_answers` of a conversation, for formats that hold nothing else.
+
+    Raises:
+        RowError: it is no conversation, or calls tools.
+    """
+    if not isinstance(example, Conversation):
+        no_place(example, format_name)
+    return questions_and_answers(example.messages, format_name)
+
+
 def tools_column(example: Conversation | Preference | Feedback | Prompt) -> dict[str, str]:
     """The tools as JSON in a string, as LLaMA-Factory's formats have them; nothing when there are none."""
     return {"tools": json.dumps(example.tools, ensure_ascii=False)} if example.tools else {}

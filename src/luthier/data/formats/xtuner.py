@@ -15,7 +15,7 @@ from luthier.data.examples import Conversation, Document, Example, Message, Orig
 from luthier.data.formats.alpaca import history_of
 from luthier.data.formats.fields import kind, structure_of, text_of
 from luthier.data.formats.turns import messages_from
-from luthier.data.formats.written import no_place, questions_and_answers
+from luthier.data.formats.written import talk_of
 from luthier.data.problems import RowError
 
 NAME = "xtuner"
@@ -56,9 +56,7 @@ def write(example: Example) -> dict[str, Any]:
     """
     if isinstance(example, Document):
         return {"conversation": [{"system": "", "input": "", "output": example.text}]}
-    if not isinstance(example, Conversation):
-        no_place(example, NAME)
-    system, pairs = questions_and_answers(example.messages, NAME)
+    system, pairs = talk_of(example, NAME)
     rounds = [{"input": question, "output": answer} for question, answer in pairs]
     return {"conversation": [{"system": system, **rounds[0]}, *rounds[1:]]}
 
