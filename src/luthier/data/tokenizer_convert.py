@@ -8,16 +8,32 @@ is loaded again and tried on texts in many scripts; if one of them gets other id
 from __future__ import annotations
 
 import shutil
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from luthier.data.tokenizer_pieces import PieceBackend
+from luthier.data.tokenizer_pieces import Encoded, PieceBackend
 from luthier.files import write_json
 
-if TYPE_CHECKING:
-    from luthier.data.tokenizer import Tokenizer
+
+class Convertible(Hashable, Protocol):
+    """What is asked of a tokenizer in order to save it; see `luthier.data.tokenizer.Tokenizer`."""
+
+    hf: Any
+    adds_bos: bool
+
+    @property
+    def backend(self) -> Any: ...  # noqa: D102
+    @property
+    def bos_token(self) -> str | None: ...  # noqa: D102
+    @property
+    def bos_id(self) -> int | None: ...  # noqa: D102
+    @property
+    def variables(self) -> dict[str, str]: ...  # noqa: D102
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]: ...  # noqa: D102
+
 
 PROBES = (
     "Hello world",
@@ -34,7 +50,7 @@ PROBES = (
 """Texts on which a converted tokenizer must agree with its original."""
 
 
-def save(tokenizer: Tokenizer, folder: Path, chat_template: str | None) -> str | None:
+def save(tokenizer: Convertible, folder: Path, chat_template: str | None) -> str | None:
     """See `Tokenizer.save`."""
     hf = tokenizer.hf or _converted(tokenizer)
     own, hf.chat_template = hf.chat_template, chat_template
@@ -52,7 +68,7 @@ def save(tokenizer: Tokenizer, folder: Path, chat_template: str | None) -> str |
 
 
 @lru_cache(maxsize=2)
-def _converted(tokenizer: Tokenizer) -> Any:
+def _converted(tokenizer: Convertible) -> Any:
     """A transformers tokenizer made of one that was read without transformers."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
@@ -71,7 +87,7 @@ def _converted(tokenizer: Tokenizer) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _difference(tokenizer: Tokenizer) -> str | None:
+def _difference(tokenizer: Convertible) -> str | None:
     """What AutoTokenizer does differently after saving and loading, in one sentence; None when nothing."""
     from transformers import AutoTokenizer
 
