@@ -4,10 +4,10 @@
     python benchmarks/bench.py --peer trl --only lora-fp32 --setting best
     python benchmarks/bench.py --quick                  # one pair of three steps, best settings: does it run?
 
-Runs alternate: in each round and kind Luthier, then each of the peers; as many rounds as `--pairs`. CPU seconds of the training process
-count, so another process on the machine changes little, and the ratio of two runs side by side less. A peer's environment is installed
-when it is missing. What was measured takes the place of the same cell in `results.json`, from which `pages.py` makes the tables; each
-run is also appended to `LOG.md`. A side that cannot be installed or run is a row that says why.
+Runs alternate: in each round and kind a peer, Luthier, the next peer, and so on; as many rounds as `--pairs`. A ratio is that of two
+runs next to each other in time, and CPU seconds of the training process count: so another process on the machine changes little. A
+peer's environment is installed when it is missing. What was measured takes the place of the same cell in `results.json`, from which
+`pages.py` makes the tables; each run is also appended to `LOG.md`. A side that cannot be installed or run is a row that says why.
 """
 
 from __future__ import annotations
@@ -80,22 +80,33 @@ class Bench:
         ]
         for _ in range(self.pairs):
             for kind in kinds:
-                ours: Measured | None = None
-                for index, cell in enumerate(cells):
-                    if f"{cell.method}-{cell.precision}" == kind and not cell.reason:
-                        ours = ours or measure(
-                            LUTHIER, Case(cell.method, cell.precision, "best", self.ours), self.model, self.work
-                        )
-                        cells[index] = self._one_more(cell, ours)
+                wanted = [n for n, cell in enumerate(cells) if f"{cell.method}-{cell.precision}" == kind and not cell.reason]
+                for place in range(0, len(wanted), 2):
+                    for index, pair in self._neighbours(cells, wanted[place : place + 2]):
+                        cells[index] = pair
                         yield cells
 
-    def _one_more(self, cell: Comparison, ours: Measured) -> Comparison:
-        """The cell with one more pair, or the reason why there is none."""
+    def _neighbours(self, cells: list[Comparison], places: list[int]) -> Iterator[tuple[int, Comparison]]:
+        """One more pair for one or two cells of the same kind: a peer, Luthier, the other peer; so each peer has run next to Luthier."""
+        before, *after = (cells[place] for place in places)
+        first = self._peer(before)
+        ours = measure(LUTHIER, Case(before.method, before.precision, "best", self.ours), self.model, self.work)
+        yield places[0], self._one_more(before, ours, first)
+        for place, cell in zip(places[1:], after, strict=True):
+            yield place, self._one_more(cell, ours, self._peer(cell))
+
+    def _peer(self, cell: Comparison) -> Measured | str:
+        """A run of the cell's peer, or the reason why there is none."""
         peer = next(side for side in PEERS.values() if side.title == cell.peer)
         try:
-            theirs = measure(peer, Case(cell.method, cell.precision, cell.setting, self.theirs), self.model, self.work)
+            return measure(peer, Case(cell.method, cell.precision, cell.setting, self.theirs), self.model, self.work)
         except Unavailable as error:
-            return replace(cell, reason=str(error))
+            return str(error)
+
+    def _one_more(self, cell: Comparison, ours: Measured, theirs: Measured | str) -> Comparison:
+        """The cell with one more pair, or with the reason why there is none."""
+        if isinstance(theirs, str):
+            return replace(cell, reason=theirs)
         more = replace(cell, pairs=(*cell.pairs, (ours, theirs)))
         say(f"{cell.method} {cell.precision} {cell.peer} {cell.setting}: {ours.speed:.0f} / {theirs.speed:.0f} = {more.ratio}")
         return more
