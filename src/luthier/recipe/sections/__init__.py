@@ -1,0 +1,1 @@
+"""The sections of a recipe, one file each; `luthier.recipe.schema` puts them together."""
