@@ -1,7 +1,7 @@
 # make demo         fresh machine → virtual environment, install, fine-tune the embedded model, answers before and after
 # make test         what CI runs: lint, types, imports, and the tests that are not slow
 # make test-all     every test
-# make fuzz         ten minutes of hostile files for the readers, the doctor and the converter; test-all takes one
+# make fuzz         hostile files for the readers, the doctor and the converter alone; ten minutes, here as in test-all (FUZZ_SECONDS)
 # make test-compat  the tests with the oldest transformers that Luthier supports, in .venv-compat
 # make bench        Luthier beside its peers, each in an environment of its own: hours; BENCH=--quick to see that it runs
 # make pictures     the pictures in README and docs, from a real run
@@ -17,6 +17,7 @@ PIP_FLAGS := --disable-pip-version-check --quiet
 PACKAGING := pyproject.toml constraints.txt
 
 # One thread for each process: two test processes on two cores are faster so than with the cores shared.
+FUZZ_SECONDS ?= 600
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .PHONY: demo test test-all test-compat fuzz bench pictures lint format clean
@@ -28,16 +29,14 @@ demo: $(VENV)/.installed
 test: lint
 	$(TEST_ENV) $(BIN)/pytest -n 2 -m "not slow"
 
-test-all: lint
-	$(TEST_ENV) $(BIN)/pytest -n 2
+test-all: lint $(VENV)/.installed-fuzz
+	$(TEST_ENV) LUTHIER_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -n 2
 
 test-compat: $(COMPAT)/.installed
 	$(TEST_ENV) $(COMPAT)/bin/pytest -n 2 -m "not slow"
 
-# atheris is not to be had for every Python and system; without it hypothesis has the time for itself.
-fuzz: $(VENV)/.installed-dev
-	-$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt 'atheris>=3.0'
-	$(TEST_ENV) LUTHIER_FUZZ_SECONDS=600 $(BIN)/pytest tests/data/test_fuzz.py
+fuzz: $(VENV)/.installed-fuzz
+	$(TEST_ENV) LUTHIER_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/data/test_fuzz.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
@@ -69,6 +68,11 @@ $(VENV)/.installed: $(PACKAGING)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# atheris is not to be had for every Python and system; without it hypothesis has the time for itself.
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev
+	-$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt 'atheris>=3.0'
 	@touch $@
 
 $(COMPAT)/.installed: $(PACKAGING)

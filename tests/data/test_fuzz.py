@@ -1,9 +1,9 @@
 """Whatever a file holds, the readers, the doctor and the converter end with an exit code: no traceback, no unbounded memory.
 
 Random bytes, damaged copies of real files, random rows with the keys that formats know, and hostile nesting are tried for
-`LUTHIER_FUZZ_SECONDS` in all (60 unless set; `make fuzz` takes ten minutes). Where atheris is installed, a third of the time goes to
-inputs that are guided by the branches of the code they reach (`fuzz_guided.py`). Files of unusual size run in a process of their own,
-whose peak of memory is measured.
+`LUTHIER_FUZZ_SECONDS` in all (60 unless set; `make test-all` and `make fuzz` take ten minutes). Where atheris is installed, a third of
+the time goes to inputs that are guided by the branches of the code they reach (`fuzz_guided.py`). Files of unusual size run in a process
+of their own, whose peak of memory is measured.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def test_a_million_tiny_rows(place: Path, kind: str) -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="atheris is not installed; `make fuzz` installs it where it can"
+    importlib.util.find_spec("atheris") is None, reason="atheris is not installed; `make test-all` installs it where it can"
 )
 def test_inputs_guided_by_branches(place: Path, shared: Path) -> None:
     corpus = place / "corpus"
