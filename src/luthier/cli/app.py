@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -34,6 +35,8 @@ from luthier.files import is_disk_full
 
 RANK_GRACE = 5.0
 """Seconds that another rank leaves rank 0 to tell the same mistake, before it tells it itself."""
+TALKERS = ("torchao", "torch.utils._pytree")
+"""Loggers that warn their own authors while they are loaded: of binaries for another machine, of calls between them."""
 
 app = typer.Typer(
     name="luthier",
@@ -57,6 +60,8 @@ def _luthier(
     ] = False,
 ) -> None:
     """A workshop for fine-tuning language models: a data file in, a tuned model you can talk to out."""
+    for name in TALKERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 app.command(cls=TakesFields)(train)
