@@ -44,7 +44,7 @@ from luthier.data.batch import GlobalBatches
 from luthier.export.merge import merge
 from luthier.models.adapters.format import is_adapter, write_adapter
 from luthier.models.hub import fetch
-from luthier.models.load import load_model
+from luthier.models.loading import load_model
 from luthier.models.methods import apply_method
 from luthier.recipe.load import recipe_from
 from luthier.recipe.schema import Recipe

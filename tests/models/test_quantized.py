@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from luthier.errors import UserError
 from luthier.models.adapters.lora import adapted_layers, dense_weight, is_quantised
 from luthier.models.adapters.merge import merge
-from luthier.models.load import load_model
+from luthier.models.loading import load_model
 from luthier.models.methods import apply_method
 from luthier.models.policy import Policy, save_model
 from luthier.recipe.schema import LoRA, Model, Quantization

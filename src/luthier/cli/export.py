@@ -34,11 +34,21 @@ def merge(
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter to merge into a model folder.")] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file, such as 2GB or 500MB.")] = "5GB",
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the written weights. Default: the base model's.")] = None,
+    original_names: Annotated[
+        bool,
+        typer.Option("--original-names", help="Write a model made of an old checkpoint under that checkpoint's parameter names."),
+    ] = False,
 ) -> None:
     """Fold what was learnt into the base: one ordinary transformers folder, without any adapter."""
     from luthier.export.merge import merge as merge_into_folder
 
     folder = merge_into_folder(
-        name, out, adapter=adapter, checkpoint=checkpoint, max_shard_size=max_shard_size, dtype=dtype.value if dtype else None
+        name,
+        out,
+        adapter=adapter,
+        checkpoint=checkpoint,
+        max_shard_size=max_shard_size,
+        dtype=dtype.value if dtype else None,
+        original_names=original_names,
     )
     print(f"Merged model written to {folder}")

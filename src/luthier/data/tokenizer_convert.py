@@ -45,6 +45,7 @@ PROBES = (
     "日本語のテキスト 한국어 문장 Привет мир Ελληνικά עברית العربية ไทย हिन्दी",
     "🦙 👩‍👩‍👧 🇨🇳 ﬁ ½ ① Ａ é é",
     "a" * 40 + "\r\n" + "\t" * 5 + " " * 33 + "=" * 17,
+    "philosophy is a sop to people",
     '{"name": "get_weather", "arguments": {"city": "北京"}} https://example.com/a?b=c&d=%20',
 )
 """Texts on which a converted tokenizer must agree with its original."""
@@ -62,7 +63,8 @@ def save(tokenizer: Convertible, folder: Path, chat_template: str | None) -> str
     backend = tokenizer.backend
     if note and isinstance(backend, PieceBackend):
         (folder / "tokenizer.json").unlink()
-        shutil.copy(backend.engine.file, folder)
+        if backend.engine.file.parent.resolve() != folder.resolve():
+            shutil.copy(backend.engine.file, folder)
         write_json(folder / "added_tokens.json", backend.specials)
     return note
 

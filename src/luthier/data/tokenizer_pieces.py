@@ -78,6 +78,15 @@ class Engine(Protocol):
         ...
 
 
+_GLM_WORDS = ("sop", "eop")
+"""Special tokens that are plain words. They follow a mask token (`[gMASK]sop`); anywhere else they are letters, as in `philosophy`."""
+
+
+def _expression(special: str) -> str:
+    """The regular expression that finds a special token in a text."""
+    return rf"(?<=MASK\]){special}" if special in _GLM_WORDS else re.escape(special)
+
+
 class PieceBackend:
     """Encodes with an `Engine`, adds special tokens and offsets."""
 
@@ -85,7 +94,7 @@ class PieceBackend:
         self.engine, self.specials = engine, dict(specials)
         self._names = {id_: text for text, id_ in self.specials.items()}
         longest_first = sorted(self.specials, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._pattern = re.compile("|".join(map(_expression, longest_first))) if longest_first else None
 
     @property
     def vocab_size(self) -> int:

@@ -29,7 +29,8 @@ from luthier.files import is_disk_full, publish, temporary_sibling
 from luthier.generation.chat import ChatModel
 from luthier.models.adapters.merge import merge as merge_adapter
 from luthier.models.hub import fetch
-from luthier.models.load import load_model, read_config
+from luthier.models.legacy.convert import origin, to_original
+from luthier.models.loading import load_model, read_config
 from luthier.models.methods import load_adapter
 from luthier.models.policy import save_model
 
@@ -49,6 +50,7 @@ def merge(
     checkpoint: int | None = None,
     max_shard_size: str = "5GB",
     dtype: Dtype | None = None,
+    original_names: bool = False,
 ) -> Path:
     """Write a tuned model as one ordinary transformers folder, and return that folder.
 
@@ -59,6 +61,7 @@ def merge(
         checkpoint: for a run, the step of a checkpoint; default: the final weights.
         max_shard_size: largest weight file, such as `2GB`.
         dtype: type of the written weights; default: the base model's.
+        original_names: for a model made of an old checkpoint, write it as that checkpoint: its parameter names, config and tokenizer.
 
     Raises:
         UserError: nothing found under that name, `out` holds something, the size is none, or the disk is full.
@@ -71,7 +74,9 @@ def merge(
     source = find_source(run_or_folder, adapter=adapter, checkpoint=checkpoint)
     model = merged(source)
     model.to(getattr(torch, dtype) if dtype else _own_dtype(source))
-    _publish(source, model, out.absolute(), max_shard_size)
+    if original_names:
+        origin(model.config.to_dict(), str(run_or_folder))  # refuses a model that has no other names before anything is written
+    _publish(source, model, out.absolute(), max_shard_size, original_names)
     return out
 
 
@@ -92,7 +97,7 @@ def _own_dtype(source: Source) -> torch.dtype:
     return declared if isinstance(declared, torch.dtype) else torch.float32
 
 
-def _publish(source: Source, model: PreTrainedModel, out: Path, max_shard_size: str) -> None:
+def _publish(source: Source, model: PreTrainedModel, out: Path, max_shard_size: str, original_names: bool) -> None:
     tokenizer = load_tokenizer(source.tokenizer)
     template = _learnt_template(source, tokenizer)
     if template is not None and model.generation_config is not None:
@@ -104,12 +109,22 @@ def _publish(source: Source, model: PreTrainedModel, out: Path, max_shard_size: 
         save_model(model, temporary, max_shard_size=max_shard_size)
         tokenizer.save(temporary, template.source if template is not None else None)
         (temporary / "README.md").write_text(model_card(source, model), encoding="utf-8")
-        publish(temporary, out)
+        finished = temporary
+        if original_names:
+            (finished := temporary / "original").mkdir()
+            to_original(temporary, finished, small_files=_first_base(source))
+        publish(finished, out)
     except (OSError, SafetensorError) as error:
         reason = "the disk is full" if is_disk_full(error) else getattr(error, "strerror", None) or error
         raise UserError(f"cannot write the merged model: {reason}", where=str(out)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _first_base(source: Source) -> Path:
+    """The folder of the model that it all began with."""
+    model = source.recipe.model if source.recipe is not None else source.base
+    return fetch(model.path, hub=model.hub, revision=model.revision)
 
 
 def _learnt_template(source: Source, tokenizer: Tokenizer) -> ChatTemplate | None:

@@ -77,7 +77,7 @@ def find_source(
     model = Model(path=str(run_or_folder))
     found = fetch(str(adapter)) if adapter is not None else None
     home = fetch(model.path)
-    return Source(home.name, model, found, found if found and has_tokenizer(found) else home)
+    return Source(Path(model.path).expanduser().resolve().name, model, found, found if found and has_tokenizer(found) else home)
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.adapters.lora import LoRALinear
+from luthier.models.legacy.norm_head import NormHead
 
 PROBE_TOKENS = 8
 """Tokens on which a head is checked."""
@@ -137,7 +138,7 @@ def _declared(model: PreTrainedModel, module: nn.Module) -> Head:
 
 
 def _weight(module: nn.Module) -> Tensor:
-    return module.effective_weight() if isinstance(module, LoRALinear) else module.weight  # type: ignore[return-value]
+    return module.effective_weight() if isinstance(module, LoRALinear | NormHead) else module.weight  # type: ignore[return-value]
 
 
 def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:

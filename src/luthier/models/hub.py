@@ -3,7 +3,9 @@
 A name is `tiny` (the embedded model), a folder, or a hub id. Hub models are fetched by the hub's own library into its own cache, so
 what other tools have downloaded is used, a torn download is taken up where it broke, and the environment is honoured as everywhere:
 `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME`; for ModelScope `MODELSCOPE_API_TOKEN`, `MODELSCOPE_CACHE`, and
-`USE_MODELSCOPE_HUB=1` to make it the default. Only config, tokenizer and safetensors files are fetched: no code, no pickles.
+`USE_MODELSCOPE_HUB=1` to make it the default. Only config, tokenizer and safetensors files are fetched: no code, no pickles. Old
+checkpoints that exist as `.bin` files alone are the exception; they are converted at once (`luthier.models.legacy`), and the folder that is
+handed on is the native one.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from luthier.errors import UserError
+from luthier.models.legacy.cache import native_folder
+from luthier.models.legacy.registry import family_of
 
 Hub = Literal["auto", "huggingface", "modelscope"]
 
@@ -23,12 +28,14 @@ FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tikto
 """Patterns of the files that a model or an adapter is made of."""
 CODE_AND_PICKLES = ["*.py", "*.bin", "*.pt", "*.pth", "original/*", "onnx/*", "consolidated*"]
 """Never fetched, also where a pattern above fits."""
+PICKLED_WEIGHTS = ["pytorch_model*.bin"]
+"""Fetched for old checkpoints only, and only where there are no safetensors."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def fetch(path: str, *, hub: Hub = "auto", revision: str | None = None) -> Path:
-    """The folder of a model, tokenizer or adapter, downloaded if need be.
+    """The folder of a model, tokenizer or adapter, downloaded if need be; of an old checkpoint the native copy.
 
     Args:
         path: `tiny`, a folder, or a hub id.
@@ -40,6 +47,11 @@ def fetch(path: str, *, hub: Hub = "auto", revision: str | None = None) -> Path:
     """
     if path == TINY:
         return _embedded()
+    return native_folder(find(path, hub=hub, revision=revision))
+
+
+def find(path: str, *, hub: Hub = "auto", revision: str | None = None) -> Path:
+    """The folder of a model as it was published, downloaded if need be. As `fetch`, but old checkpoints stay as they are."""
     folder = Path(path).expanduser()
     if path and folder.is_dir():
         return folder.resolve()
@@ -95,9 +107,7 @@ def _from_huggingface(name: str, revision: str | None) -> Path:
     from huggingface_hub import errors
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=CODE_AND_PICKLES)
-        )
+        return _snapshot(huggingface_hub.snapshot_download, name, revision)
     except errors.GatedRepoError:
         raise UserError(
             "this model is gated",
@@ -124,10 +134,19 @@ def _from_huggingface(name: str, revision: str | None) -> Path:
         ) from error
 
 
+def _snapshot(download: Callable[..., str], name: str, revision: str | None) -> Path:
+    """What a hub's library downloads; of an old checkpoint without safetensors the pickled weights too."""
+    folder = Path(download(name, revision=revision, allow_patterns=FILES, ignore_patterns=CODE_AND_PICKLES))
+    if family_of(folder) is not None and not any(folder.glob("*.safetensors")):
+        never = [pattern for pattern in CODE_AND_PICKLES if pattern != "*.bin"]
+        folder = Path(download(name, revision=revision, allow_patterns=[*FILES, *PICKLED_WEIGHTS], ignore_patterns=never))
+    return folder
+
+
 def _from_modelscope(name: str, revision: str | None) -> Path:
     library = _modelscope()
     try:
-        return Path(library.snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=CODE_AND_PICKLES))
+        return _snapshot(library.snapshot_download, name, revision)
     except Exception as error:  # the library raises its own, requests' and plain ones
         raise UserError(
             f"ModelScope did not give the model ({_first_line(error)})",

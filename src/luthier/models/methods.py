@@ -18,6 +18,7 @@ from luthier.models.adapters.format import read_config, read_values
 from luthier.models.adapters.insert import insert_adapter
 from luthier.models.adapters.merge import merge
 from luthier.models.checkpointing import decoder_layers
+from luthier.models.legacy.names import modern_names
 from luthier.recipe.schema import Freeze, Full, LoRA, Method
 
 
@@ -94,7 +95,7 @@ def _lora(model: PreTrainedModel, method: LoRA, seed: int, adapter: Path | None)
     wanted = AdapterConfig.from_method(method)
     if adapter is None:
         if isinstance(method.target, tuple):
-            check_names(model, method.target, "method.target")
+            check_names(model, modern_names(method.target, model), "method.target")
         insert_adapter(model, wanted, seed=seed)
         return ()
     found = load_adapter(model, adapter, dropout=method.dropout)
@@ -108,10 +109,11 @@ def _freeze(model: PreTrainedModel, method: Freeze) -> None:
     layers = decoder_layers(model)
     if abs(method.layers) > len(layers):
         raise UserError(f"the model has {len(layers)} layers, not {abs(method.layers)}", where="method.layers")
-    check_names(model, method.modules, "method.modules")
+    modules = modern_names(method.modules, model)
+    check_names(model, modules, "method.modules")
     model.requires_grad_(False)
     chosen = layers[: -method.layers] if method.layers < 0 else layers[len(layers) - method.layers :]
-    chosen += [module for name, module in model.named_modules() if name and _ends_in(name, method.modules)]
+    chosen += [module for name, module in model.named_modules() if name and _ends_in(name, modules)]
     if method.embeddings:
         chosen.append(model.get_input_embeddings())
     if method.head:

@@ -8,8 +8,8 @@ A batch is ragged: S segments end to end. Where the probe has shown that segment
 one row of T tokens, with positions that restart and *no* attention mask and *no* cache (either of them makes transformers drop its
 block-diagonal mask, and segments leak). Elsewhere segments of like length are padded to the right into rectangles, run with an
 attention mask, and gathered back. Both give the same states to rounding, so how a batch is executed never changes what is learnt.
-Rotary positions that switch with the longest segment of a pass (Phi-3's `longrope`) would couple the segments of a row or rectangle; where
-a batch reaches into that range, its segments are run one by one.
+Rotary positions that follow the longest segment of a pass (Phi-3's `longrope`, InternLM's `dynamic`) would couple the segments of a row or
+rectangle; where a batch reaches into that range, its segments are run one by one.
 
 Cost: with attention within segments (`luthier.models.attention`) or FlashAttention only the Σ L² pairs that count are computed; the
 SDPA and eager paths of transformers compute T² of them. Padding wastes at most a fifth of its positions.
@@ -30,7 +30,8 @@ from luthier.models.adapters.format import read_values, write_adapter
 from luthier.models.adapters.insert import adapter_config
 from luthier.models.attention import packed_row
 from luthier.models.head import Head, decoder, describe, live
-from luthier.models.load import load_as_stored, quiet
+from luthier.models.legacy.norm_head import HEAD, NormHead, at_rest
+from luthier.models.loading import load_as_stored, quiet
 from luthier.models.methods import Trainable, trainable
 from luthier.models.probe import Isolation, probe_isolation
 
@@ -187,6 +188,8 @@ def save_model(
     given = weights or {}
     cast = {id(parameter): given[name].to(parameter) for name, parameter in model.named_parameters() if name in given}
     state = {name: cast.get(id(value), value) for name, value in model.state_dict(keep_vars=True).items()}
+    if isinstance(model.get_output_embeddings(), NormHead):
+        state[HEAD] = at_rest(folder, state[HEAD])
     cached, model.config.use_cache = model.config.use_cache, True  # training turns it off; whoever loads the folder wants it
     try:
         with quiet():
@@ -207,6 +210,7 @@ def steady_length(model: PreTrainedModel) -> float:
     settings = getattr(config, "rope_parameters", None) or {}
     kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
     limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    limits += [config.max_position_embeddings for kind in kinds if kind.get("rope_type") == "dynamic"]
     return min(limits, default=math.inf)
 
 

@@ -27,7 +27,7 @@ from luthier.export.source import tokenizer_folder
 from luthier.generation.chat import ChatModel
 from luthier.models.checkpointing import set_checkpointing
 from luthier.models.hub import fetch
-from luthier.models.load import check_weights, load_model, read_config
+from luthier.models.loading import check_weights, load_model, read_config
 from luthier.models.methods import apply_method
 from luthier.models.policy import Policy
 from luthier.objectives import OBJECTIVES, Objective

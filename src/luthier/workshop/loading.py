@@ -12,7 +12,7 @@ from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
 from luthier.export.source import find_source
 from luthier.generation.chat import ChatModel
-from luthier.models.load import load_model
+from luthier.models.loading import load_model
 from luthier.models.methods import load_adapter
 from luthier.recipe.schema import Recipe
 from luthier.workshop.run import Run

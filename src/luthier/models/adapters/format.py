@@ -22,8 +22,12 @@ from luthier.errors import UserError
 from luthier.models.adapters.config import ALL_LINEAR, AdapterConfig
 from luthier.models.adapters.insert import adapter_config
 from luthier.models.adapters.lora import adapted_layers
+from luthier.models.legacy.names import modern_tensors
+from luthier.models.legacy.weights import read_pickled
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+OLD_WEIGHTS_FILE = "adapter_model.bin"
+"""As PEFT wrote it until 2023; read with `weights_only`, never written."""
 PREFIX = "base_model.model."
 
 
@@ -83,8 +87,8 @@ def read_values(folder: Path, model: nn.Module) -> dict[str, Tensor]:
         UserError: the file is missing or torn, or its tensors are not those of the adapter in `model`.
     """
     file = folder / WEIGHTS_FILE
-    tensors = _load(file)
     names = file_keys(model)
+    tensors = modern_tensors(_load(file), model, PREFIX, set(names.values()))
     if missing := [key for key in names.values() if key not in tensors]:
         raise UserError(f"{len(missing)} tensors are missing, such as `{missing[0]}`", where=str(file))
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -105,12 +109,9 @@ def read_values(folder: Path, model: nn.Module) -> dict[str, Tensor]:
 
 def _load(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        pickled = file.with_name("adapter_model.bin").is_file()
-        raise UserError(
-            f"`{file.name}` is missing",
-            where=str(file.parent),
-            hint="Only safetensors are read; save the adapter anew with a recent PEFT." if pickled else None,
-        )
+        if (pickled := file.with_name(OLD_WEIGHTS_FILE)).is_file():
+            return read_pickled(pickled)
+        raise UserError(f"`{file.name}` is missing", where=str(file.parent))
     try:
         return load_file(file)
     except SafetensorError as error:

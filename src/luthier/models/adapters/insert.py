@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from luthier.errors import UserError
 from luthier.models.adapters.config import AdapterConfig, check_names, target_layers
 from luthier.models.adapters.lora import ORIGINAL, LoRALinear, Original, adapted_layers, replace_module
+from luthier.models.legacy.names import modern_config
+from luthier.models.legacy.norm_head import NormHead
 
 CONFIG_ATTRIBUTE = "luthier_adapter"
 """Attribute of a model that holds the `AdapterConfig` of the adapter in it."""
@@ -34,7 +36,15 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int |
     """
     if adapted_layers(model):
         raise UserError("the model carries an adapter already", where="model.adapter", hint="Merge it first.")
+    config = modern_config(config, model)
     check_names(model, config.modules_to_save, "method.modules_to_save")
+    saved = _saved_modules(model, config)
+    if any(isinstance(model.get_submodule(name), NormHead) for name in saved):
+        raise UserError(
+            "this model's head is normalised at every step, which an adapter's file cannot say",
+            where="method.modules_to_save",
+            hint="Train it with the method `freeze` or `full`.",
+        )
     layers = target_layers(model, config)
     model.requires_grad_(False)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -53,7 +63,7 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int |
             generator=generator,
         )
         replace_module(model, name, adapter.train(layer.training))
-    for name in _saved_modules(model, config):
+    for name in saved:
         _train_whole(model, name)
     object.__setattr__(model, CONFIG_ATTRIBUTE, config)
 

@@ -19,10 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
+import luthier.models.legacy.alibi  # noqa: F401 (makes its class known to transformers)
 from luthier.errors import UserError
 from luthier.models.attention import NAME as SEGMENTS
 from luthier.models.fusion import fuse
 from luthier.models.hub import fetch
+from luthier.models.legacy.norm_head import unfold
 from luthier.recipe.schema import Model, Quantization
 
 
@@ -83,6 +85,7 @@ def _whole(folder: Path, **options: Any) -> PreTrainedModel:
             where=str(folder),
             hint="Are all its files there?",
         )
+    unfold(model, folder)
     return model
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
-from luthier.models.load import load_model
+from luthier.models.loading import load_model
 from luthier.recipe.schema import Model, Quantization
 from tests.families import MATRIX, build, save
 
@@ -50,7 +50,7 @@ def broken(folder: Path, how: str) -> None:
     elif how == "not a config":
         config.write_text("[1, 2]")
     elif how == "unknown type":
-        config.write_text(json.dumps({"model_type": "chatglm"}))
+        config.write_text(json.dumps({"model_type": "moss"}))
     elif how == "not a language model":
         config.write_text(json.dumps({"model_type": "vit"}))
     elif how == "no weights":
@@ -75,7 +75,7 @@ def broken(folder: Path, how: str) -> None:
         ("no config", "`config.json` is missing"),
         ("torn config", "not a usable model config"),
         ("not a config", "not a usable model config"),
-        ("unknown type", "transformers cannot read this config of type `chatglm`"),
+        ("unknown type", "transformers cannot read this config of type `moss`"),
         ("not a language model", "`vit` is not a causal language model"),
         ("no weights", "no safetensors weights here"),
         ("pickled weights", "Luthier never unpickles"),
