@@ -57,6 +57,27 @@ def test_hugging_face_is_asked_for_safe_files_only(tmp_path: Path, monkeypatch: 
     assert {"*.py", "*.bin"} <= set(asked["ignore_patterns"])
 
 
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json"])
+@pytest.mark.parametrize("safe", [False, True])
+def test_pickles_are_fetched_of_what_is_old_and_has_nothing_else(
+    file: str, safe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    (tmp_path / file).write_text('{"model_type": "chatglm"}')
+    if safe:
+        (tmp_path / "model.safetensors").touch()
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        asked.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert hub.find("owner/model") == tmp_path
+    assert len(asked) == (1 if safe else 2)
+    assert ("pytorch_model*.bin" in asked[-1]["allow_patterns"]) is not safe
+    assert "*.py" in asked[-1]["ignore_patterns"]
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,15 +71,18 @@ def test_a_packed_row_gets_no_mask_and_no_cache(monkeypatch: pytest.MonkeyPatch)
     assert seen["use_cache"] is False
 
 
-def test_positions_that_switch_with_the_longest_segment_do_not_couple_segments() -> None:
-    rope = {
-        "rope_type": "longrope",
-        "original_max_position_embeddings": 32,
-        "rope_theta": 100.0,
-        "short_factor": [1.0] * 8,
-        "long_factor": [3.0] * 8,
-    }
-    policy = Policy(build("llama", rope_parameters=rope))
+LONGROPE = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 8,
+    "long_factor": [3.0] * 8,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
+
+
+@pytest.mark.parametrize("rope", [LONGROPE, DYNAMIC], ids=lambda rope: rope["rope_type"])
+def test_positions_that_follow_the_longest_segment_do_not_couple_segments(rope: dict[str, Any]) -> None:
+    policy = Policy(build("llama", max_position_embeddings=32, rope_parameters=rope | {"rope_theta": 100.0}))
     for lengths in (LENGTHS, [20, 30, 7]):
         batch = ragged(lengths)
         with torch.no_grad():

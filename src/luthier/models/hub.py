@@ -28,8 +28,8 @@ FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tikto
 """Patterns of the files that a model or an adapter is made of."""
 CODE_AND_PICKLES = ["*.py", "*.bin", "*.pt", "*.pth", "original/*", "onnx/*", "consolidated*"]
 """Never fetched, also where a pattern above fits."""
-PICKLED_WEIGHTS = ["pytorch_model*.bin"]
-"""Fetched for old checkpoints only, and only where there are no safetensors."""
+PICKLED_WEIGHTS = ["pytorch_model*.bin", "adapter_model.bin"]
+"""Fetched for old checkpoints and adapters only, and only where there are no safetensors."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -135,9 +135,10 @@ def _from_huggingface(name: str, revision: str | None) -> Path:
 
 
 def _snapshot(download: Callable[..., str], name: str, revision: str | None) -> Path:
-    """What a hub's library downloads; of an old checkpoint without safetensors the pickled weights too."""
+    """What a hub's library downloads; of an old checkpoint or adapter without safetensors the pickled weights too."""
     folder = Path(download(name, revision=revision, allow_patterns=FILES, ignore_patterns=CODE_AND_PICKLES))
-    if family_of(folder) is not None and not any(folder.glob("*.safetensors")):
+    old = family_of(folder) is not None or (folder / "adapter_config.json").is_file()
+    if old and not any(folder.glob("*.safetensors")):
         never = [pattern for pattern in CODE_AND_PICKLES if pattern != "*.bin"]
         folder = Path(download(name, revision=revision, allow_patterns=[*FILES, *PICKLED_WEIGHTS], ignore_patterns=never))
     return folder

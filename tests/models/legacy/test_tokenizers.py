@@ -49,19 +49,16 @@ def test_chatglm2_has_no_role_tokens(chatglm3: Path) -> None:
     assert tokenizer.vocab_size == 64794
 
 
-def test_a_converted_folder_never_has_a_tokenizer_that_is_nearly_right(chatglm3: Path, tmp_path: Path) -> None:
+def test_there_and_back_no_tokenizer_is_only_nearly_right(chatglm3: Path, tmp_path: Path) -> None:
     """`sop` is a special token behind a mask token alone, which `tokenizer.json` cannot say: the vocabulary stays what it was."""
-    convert_folder(str(chatglm3), tmp_path / "out")
-    assert not (tmp_path / "out" / "tokenizer.json").exists()
-    assert load_tokenizer(tmp_path / "out").encode("[gMASK]sop philosophy").ids.tolist()[:2] == [64790, 64792]
-
-
-def test_the_original_s_tokenizer_comes_back(chatglm3: Path, tmp_path: Path) -> None:
-    convert_folder(str(chatglm3), tmp_path / "native")
-    convert_folder(str(tmp_path / "native"), tmp_path / "back", original_names=True)
+    native, back = tmp_path / "native", tmp_path / "back"
+    convert_folder(str(chatglm3), native)
+    assert not (native / "tokenizer.json").exists()
+    assert load_tokenizer(native).encode("[gMASK]sop philosophy").ids.tolist()[:2] == [64790, 64792]
+    convert_folder(str(native), back, original_names=True)
     for name in ("tokenizer.model", "tokenizer_config.json"):
-        assert (tmp_path / "back" / name).read_bytes() == (chatglm3 / name).read_bytes()
-    assert not (tmp_path / "back" / "added_tokens.json").exists()
+        assert (back / name).read_bytes() == (chatglm3 / name).read_bytes()
+    assert not (back / "added_tokens.json").exists()
 
 
 def test_a_tokenizer_json_keeps_its_ids_in_the_native_folder(shared: Path, tmp_path: Path) -> None:

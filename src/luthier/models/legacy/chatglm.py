@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OLD, NEW = "transformer.encoder.layers.*.", "model.layers.*."
 VOCABULARY = 64789
 """Pieces in the SentencePiece model of ChatGLM2 and ChatGLM3; the special tokens are numbered on from here."""
+OWN_VOCABULARY = 65024
+"""Entries in the embeddings of ChatGLM2 and ChatGLM3; GLM-4 has another tokenizer, and more."""
 SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
@@ -82,6 +84,8 @@ def _buffers(config: Config) -> dict[str, Callable[[], Tensor]]:
 
 
 def _tokenizer(config: Config) -> Added:
+    if config["padded_vocab_size"] > OWN_VOCABULARY:
+        return Added()
     second = "chatglm2" in str(config.get("_name_or_path", "")).lower()
     names = SPECIAL if second else SPECIAL + ROLES
     return Added(
