@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,13 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Onto(StrEnum):
+    """What an adapter is merged into."""
+
+    base = "base"
+    quantised = "quantised"
 
 
 @export_app.callback()
@@ -38,6 +46,9 @@ def merge(
         bool,
         typer.Option("--original-names", help="Write a model made of an old checkpoint under that checkpoint's parameter names."),
     ] = False,
+    onto: Annotated[
+        Onto, typer.Option(help="For an adapter trained on a base in few bits: the base before it was rounded, or after.")
+    ] = Onto.base,
 ) -> None:
     """Fold what was learnt into the base: one ordinary transformers folder, without any adapter."""
     from luthier.export.merge import merge as merge_into_folder
@@ -50,5 +61,7 @@ def merge(
         max_shard_size=max_shard_size,
         dtype=dtype.value if dtype else None,
         original_names=original_names,
+        onto=onto.value,
+        tell=lambda sentence: print(f"note: {sentence}", file=sys.stderr),
     )
     print(f"Merged model written to {folder}")

@@ -8,6 +8,7 @@ worse than they are. Padding is not work: a padded batch shows a lower MFU.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ import time
 import torch
 
 from luthier.engine.loop import Executed
+from luthier.models.linear import dense_parameters, quantised_layers, shape_of
 from luthier.models.policy import Policy
 
 
@@ -29,9 +31,10 @@ def flops_per_token(policy: Policy, supervised_share: float) -> float:
     head = policy.head.weight
     embeddings = {id(module.weight) for module in policy.model.modules() if isinstance(module, torch.nn.Embedding)}
     total = 0.0
-    for parameter in policy.model.parameters():
+    for parameter in dense_parameters(policy.model):
         if parameter.ndim >= 2 and id(parameter) not in embeddings and parameter is not head:
             total += parameter.numel() * (6 if id(parameter) in trained else 4)
+    total += sum(4 * math.prod(shape_of(layer)) for layer in quantised_layers(policy.model).values())
     return total + head.numel() * supervised_share * (6 if id(head) in trained else 4)
 
 

@@ -2,8 +2,15 @@
 
     W ← W + s B A     for every adapted layer, in float32, and only then cast to the type of the file
 
-Merging in bfloat16 would round twice, and lose most of an update that is small beside its weight. The price is memory: four bytes
-for each parameter of the model. A base that was quantised in training is merged in its unquantised form.
+Merging in bfloat16 would round twice, and lose most of an update that is small beside its weight. It is done tensor by tensor
+(`luthier.export.stream`), and where the files and the architecture differ too much for that, in memory, at four bytes for each parameter.
+
+An adapter that was trained on a base in few bits has learnt to make up for a part of what rounding lost. There are two models to write:
+
+* `onto="base"`: the unquantised base with the adapter. The base is better than the rounded one, the adapter a little out of place on it;
+* `onto="quantised"`: the model that was trained: the rounded weights written out in full, with the adapter.
+
+Which is nearer to the run's own measurements is shown in `docs/quantization.md`.
 
 The folder holds everything that another tool needs to talk to the model as `luthier chat` does: weights in shards with their index,
 config, tokenizer with the chat template of the run, a generation config that knows the template's end of turn, and a model card. It
@@ -12,8 +19,8 @@ is built under a temporary name and renamed.
 
 from __future__ import annotations
 
-import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,8 +30,11 @@ from safetensors import SafetensorError
 from luthier import __version__
 from luthier.chat import ChatTemplate, resolve
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.engine.plan import DTYPES, choose_precision
 from luthier.errors import UserError
 from luthier.export.source import Source, find_source
+from luthier.export.stream import stream
+from luthier.export.tensors import bytes_of, write_model
 from luthier.files import is_disk_full, publish, temporary_sibling
 from luthier.generation.chat import ChatModel
 from luthier.models.adapters.merge import merge as merge_adapter
@@ -32,14 +42,15 @@ from luthier.models.hub import fetch
 from luthier.models.legacy.convert import origin, to_original
 from luthier.models.loading import load_model, read_config
 from luthier.models.methods import load_adapter
-from luthier.models.policy import save_model
+from luthier.models.policy import save_description, save_model
+from luthier.models.quantize.base import round_weights
+from luthier.models.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)
+Onto = Literal["base", "quantised"]
 
 
 def merge(
@@ -51,6 +62,8 @@ def merge(
     max_shard_size: str = "5GB",
     dtype: Dtype | None = None,
     original_names: bool = False,
+    onto: Onto = "base",
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> Path:
     """Write a tuned model as one ordinary transformers folder, and return that folder.
 
@@ -62,6 +75,8 @@ def merge(
         max_shard_size: largest weight file, such as `2GB`.
         dtype: type of the written weights; default: the base model's.
         original_names: for a model made of an old checkpoint, write it as that checkpoint: its parameter names, config and tokenizer.
+        onto: for an adapter trained on a base in few bits: the base before it was rounded, or after.
+        tell: hears what the user should know.
 
     Raises:
         UserError: nothing found under that name, `out` holds something, the size is none, or the disk is full.
@@ -69,21 +84,44 @@ def merge(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("already there, and not empty", where=str(out), hint="Give another folder with `--out`.")
-    if not _SIZE.fullmatch(max_shard_size):
-        raise UserError(f"`{max_shard_size}` is not a size", where="--max-shard-size", hint="Write it as `2GB` or `500MB`.")
+    try:
+        largest = bytes_of(max_shard_size)
+    except ValueError:
+        raise UserError(
+            f"`{max_shard_size}` is not a size", where="--max-shard-size", hint="Write it as `2GB` or `500MB`."
+        ) from None
     source = find_source(run_or_folder, adapter=adapter, checkpoint=checkpoint)
-    model = merged(source)
-    model.to(getattr(torch, dtype) if dtype else _own_dtype(source))
+    scheme = _trained_on(source) if onto == "quantised" else None
+    wanted = getattr(torch, dtype) if dtype else _own_dtype(source)
+    found = stream(_base(source), source.adapter, dtype=wanted, scheme=scheme) if source.adapter is not None else None
+    model = merged(source, scheme).to(wanted) if found is None else found.model
     if original_names:
         origin(model.config.to_dict(), str(run_or_folder))  # refuses a model that has no other names before anything is written
-    _publish(source, model, out.absolute(), max_shard_size, original_names)
+
+    def write(folder: Path) -> None:
+        if found is None:
+            save_model(model, folder, max_shard_size=max_shard_size)
+        else:
+            save_description(model, folder)
+            write_model(folder, found.tensors, largest=largest)
+
+    _publish(source, model, out.absolute(), write, original_names)
+    if source.base.quantization is not None and source.adapter is not None and onto == "base":
+        tell(DIFFERENCE)
     return out
 
 
-def merged(source: Source) -> PreTrainedModel:
-    """The model with its adapter folded in, float32, on the CPU, ready to be written."""
+def merged(source: Source, scheme: Scheme | None = None) -> PreTrainedModel:
+    """The model with its adapter folded in, float32, on the CPU, ready to be written.
+
+    Args:
+        source: base and adapter.
+        scheme: round the base's layers by it first.
+    """
     base = source.base.model_copy(update={"quantization": None, "attention": "auto"})
     model = load_model(base, dtype=torch.float32, device=torch.device("cpu"))
+    if scheme is not None:
+        round_weights(model, scheme)
     if source.adapter is not None:
         load_adapter(model, source.adapter)
         merge_adapter(model)
@@ -91,13 +129,43 @@ def merged(source: Source) -> PreTrainedModel:
     return model
 
 
+DIFFERENCE = (
+    "the adapter was trained on a base in few bits and is merged into the one before rounding: the model differs a little from the one "
+    "that was trained. `--onto quantised` writes that one out in full (see docs/quantization.md)"
+)
+"""What is said when the merged model is not quite the trained one."""
+
+
+def _trained_on(source: Source) -> Scheme | None:
+    """How the base was rounded in training; None for a base whose files are in few bits themselves.
+
+    Raises:
+        UserError: nothing says so.
+    """
+    if source.base.quantization is not None:
+        cpu = torch.device("cpu")
+        return Scheme(source.base.quantization, DTYPES[choose_precision(source.recipe, cpu)], cpu)
+    if getattr(read_config(_base(source)), "quantization_config", None) is not None:
+        return None
+    raise UserError(
+        "nothing says that this adapter was trained on a base in few bits", where="--onto", hint="Name the run that made it."
+    )
+
+
+def _base(source: Source) -> Path:
+    return fetch(source.base.path, hub=source.base.hub, revision=source.base.revision)
+
+
 def _own_dtype(source: Source) -> torch.dtype:
     """The type that the base's files are in."""
-    declared = read_config(fetch(source.base.path, hub=source.base.hub, revision=source.base.revision)).dtype
+    declared = read_config(_base(source)).dtype
     return declared if isinstance(declared, torch.dtype) else torch.float32
 
 
-def _publish(source: Source, model: PreTrainedModel, out: Path, max_shard_size: str, original_names: bool) -> None:
+def _publish(
+    source: Source, model: PreTrainedModel, out: Path, write: Callable[[Path], None], original_names: bool
+) -> None:
+    """Write the folder under a temporary name and rename it; `write` writes the model, which may be without weights here."""
     tokenizer = load_tokenizer(source.tokenizer)
     template = _learnt_template(source, tokenizer)
     if template is not None and model.generation_config is not None:
@@ -106,7 +174,8 @@ def _publish(source: Source, model: PreTrainedModel, out: Path, max_shard_size: 
     temporary = temporary_sibling(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_model(model, temporary, max_shard_size=max_shard_size)
+        temporary.mkdir(exist_ok=True)
+        write(temporary)
         tokenizer.save(temporary, template.source if template is not None else None)
         (temporary / "README.md").write_text(model_card(source, model), encoding="utf-8")
         finished = temporary

@@ -10,48 +10,56 @@ likewise. Here the low-rank product is accumulated by the matrix product itself 
     dA = duᵀ x,      dB = dyᵀ u
 
 so no pass over a large tensor is made for the adapter, and the scaling is applied at rank r. W and b get no gradient. In 16 bits
-this saves memory traffic where it hurts: the products are fast there and the additions are not. `lora_linear_reference` is the definition.
+this saves memory traffic where it hurts: the products are fast there and the additions are not. A weight in few bits is given as a
+function that unpacks it; it is called once in each direction and its result never kept (see `luthier.kernels.frozen`).
+`lora_linear_reference` is the definition.
 Idea: Unsloth's fused LoRA, without its in-place use of activations.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from luthier.kernels.frozen import Weight
 
-def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+
+def lora_linear(x: Tensor, weight: Tensor | Weight, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     """Output [..., out] of a frozen layer with its adapter.
 
     Args:
         x: [..., in].
-        weight: [out, in], frozen, in the dtype of `x`; may be a transposed view.
+        weight: [out, in], frozen, in the dtype of `x`, or a function that makes it; may be a transposed view.
         bias: [out] or None, frozen.
         a: [r, in], in the dtype of `x`.
         b: [out, r].
         scaling: s.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y: Tensor = _LoRALinear.apply(rows, weight, bias, a, b, scaling)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    kept, make = (weight, None) if isinstance(weight, Tensor) else (None, weight)
+    y: Tensor = _LoRALinear.apply(rows, kept, make, bias, a, b, scaling)
+    return y.view(*x.shape[:-1], b.shape[0])
 
 
-def lora_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+def lora_linear_reference(
+    x: Tensor, weight: Tensor | Weight, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+) -> Tensor:
     """The plain definition of `lora_linear`."""
-    return linear(x, weight, bias) + linear(linear(x, a) * scaling, b)
+    dense = weight if isinstance(weight, Tensor) else weight()
+    return linear(x, dense, bias) + linear(linear(x, a) * scaling, b)
 
 
-class _LoRALinear(torch.autograd.Function):
-    """x [T, in] to y [T, out]."""
+class _LoRALinear(Function):
+    """x [T, in] to y [T, out]; the weight is kept, or made when it is needed."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scaling):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, make, bias, a, b, scaling):  # type: ignore[no-untyped-def]
         inner = (x @ a.T).mul_(scaling)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.make = scaling, make
         ctx.save_for_backward(x, inner, weight, a, b)
-        return linear(x, weight, bias).addmm_(inner, b.T)
+        return linear(x, make() if make else weight, bias).addmm_(inner, b.T)
 
     @staticmethod
     @once_differentiable
@@ -59,6 +67,8 @@ class _LoRALinear(torch.autograd.Function):
         x, inner, weight, a, b = ctx.saved_tensors
         gradient = gradient.contiguous()
         d_inner = (gradient @ b).mul_(ctx.scaling)
-        d_x = (gradient @ weight).addmm_(d_inner, a) if ctx.needs_input_grad[0] else None
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (gradient @ (ctx.make() if ctx.make else weight)).addmm_(d_inner, a)
         d_b = (inner.T @ gradient).T  # this way round the product is twice as fast: its rows, not its columns, are long
-        return d_x, None, None, d_inner.T @ x, d_b, None
+        return d_x, None, None, None, d_inner.T @ x, d_b, None

@@ -25,7 +25,10 @@ from luthier.models.attention import NAME as SEGMENTS
 from luthier.models.fusion import fuse
 from luthier.models.hub import fetch
 from luthier.models.legacy.norm_head import unfold
-from luthier.recipe.schema import Model, Quantization
+from luthier.models.quantize.base import layers_to_quantise, quantise, same_numbers_with_and_without_gradients, skeleton
+from luthier.models.quantize.packed import stored_in_few_bits
+from luthier.models.quantize.scheme import Scheme
+from luthier.recipe.schema import Model
 
 
 def load_model(section: Model, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -43,12 +46,24 @@ def load_model(section: Model, *, dtype: torch.dtype, device: torch.device) -> P
     config = read_config(folder)
     check_weights(folder)
     options: dict[str, Any] = {"attn_implementation": attention(section.attention, config, dtype=dtype, device=device)}
+    if stored := stored_in_few_bits(config, folder):
+        options["device_map"] = {"": device}
+    scheme, chosen = None, list[str]()
     if section.quantization is not None:
-        options |= _quantised(section.quantization, config, dtype, device)
+        if stored:
+            raise UserError(
+                f"this base is quantised with {stored} already", where=str(folder), hint="Leave out `model.quantization`."
+            )
+        scheme = Scheme(section.quantization, dtype, device)
+        chosen, stay = layers_to_quantise(skeleton(config), scheme)
+        options |= scheme.settings(stay)
     model = _whole(folder, config=config, dtype=dtype, **options)
-    _same_numbers_with_and_without_gradients(model)
+    if scheme is not None:
+        quantise(model, chosen, scheme)
+    same_numbers_with_and_without_gradients(model)
+    if "device_map" not in options:
+        model = model.to(device)
     model.config.use_cache = False
-    model = model if section.quantization is not None else model.to(device)
     if device.type == "cpu":
         fuse(model)
     return model.eval()
@@ -180,47 +195,6 @@ def attention(choice: str, config: PreTrainedConfig, *, dtype: torch.dtype, devi
     if choice == "sdpa" and not sdpa:
         raise UserError(f"{architecture.__name__} has no SDPA attention", where="model.attention", hint="Use `auto`.")
     return choice
-
-
-def _quantised(section: Quantization, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    if any(importlib.util.find_spec(package) is None for package in ("bitsandbytes", "accelerate")):
-        raise UserError(
-            "quantisation needs bitsandbytes and accelerate",
-            where="model.quantization",
-            hint="Install it with `pip install 'luthier[quantize]'`.",
-        )
-    from transformers import BitsAndBytesConfig
-
-    if section.bits == 8:
-        settings = BitsAndBytesConfig(load_in_8bit=True)
-    else:
-        settings = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_use_double_quant=section.double,
-        )
-        _check_blocks(config)
-    return {"quantization_config": settings, "device_map": {"": device}}
-
-
-def _same_numbers_with_and_without_gradients(model: PreTrainedModel) -> None:
-    """Keep 4-bit layers from repacking themselves on a CPU with AVX512-BF16.
-
-    There bitsandbytes changes the weight's layout at the first pass without gradients and computes in bfloat16 from then on: evaluation
-    would differ from training by percents, and dequantising (DoRA, merging) would read the wrong layout.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
-def _check_blocks(config: PreTrainedConfig) -> None:
-    """NF4 packs inputs in blocks of 64; the CPU kernel fails in the middle of a forward pass when a layer does not fit."""
-    for field in ("hidden_size", "intermediate_size"):
-        size = getattr(config.get_text_config(), field, None)
-        if isinstance(size, int) and size % 64:
-            raise UserError(f"4-bit weights need sizes divisible by 64, and {field} is {size}", where="model.quantization")
 
 
 def _first_line(error: Exception) -> str:

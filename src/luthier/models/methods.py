@@ -19,6 +19,7 @@ from luthier.models.adapters.insert import insert_adapter
 from luthier.models.adapters.merge import merge
 from luthier.models.checkpointing import decoder_layers
 from luthier.models.legacy.names import modern_names
+from luthier.models.linear import count_weights, quantised_layers
 from luthier.recipe.schema import Freeze, Full, LoRA, Method
 
 
@@ -62,6 +63,8 @@ def apply_method(model: PreTrainedModel, method: Method, *, seed: int, adapter: 
         if adapter is not None:
             load_adapter(model, adapter)
             merge(model)
+        if quantised_layers(model):
+            raise UserError("weights in few bits cannot be trained", where="method", hint="Use `method: lora`.")
         if isinstance(method, Full):
             model.requires_grad_(True)
         else:
@@ -88,7 +91,7 @@ def trainable(model: nn.Module, notes: tuple[str, ...] = ()) -> Trainable:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise UserError("nothing is trained", where="method", hint="Choose layers, modules, embeddings or the head.")
-    return Trainable(trained, sum(map(_size, model.parameters())), sum(map(_size, trained.values())), notes)
+    return Trainable(trained, count_weights(model), sum(parameter.numel() for parameter in trained.values()), notes)
 
 
 def _lora(model: PreTrainedModel, method: LoRA, seed: int, adapter: Path | None) -> tuple[str, ...]:
@@ -124,10 +127,3 @@ def _freeze(model: PreTrainedModel, method: Freeze) -> None:
 
 def _ends_in(name: str, suffixes: tuple[str, ...]) -> bool:
     return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
-
-
-def _size(parameter: nn.Parameter) -> int:
-    """Numbers in a parameter; bitsandbytes packs two 4-bit ones in a byte."""
-    if type(parameter).__name__ == "Params4bit":
-        return parameter.numel() * 2 * parameter.element_size()
-    return parameter.numel()

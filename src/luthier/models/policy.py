@@ -18,7 +18,8 @@ SDPA and eager paths of transformers compute T² of them. Padding wastes at most
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,7 @@ from luthier.models.legacy.norm_head import HEAD, NormHead, at_rest
 from luthier.models.loading import load_as_stored, quiet
 from luthier.models.methods import Trainable, trainable
 from luthier.models.probe import Isolation, probe_isolation
+from luthier.models.quantize.base import summary
 
 if TYPE_CHECKING:
     from luthier.data.batch import Batch
@@ -168,7 +170,8 @@ class Policy:
     def describe(self) -> str:
         """One line: how much is trained, in what type, with which attention, packed or padded."""
         way = "packed" if self.isolation.ok else f"padded ({self.isolation.reason})"
-        return f"{self.trainable}, {str(self.dtype).removeprefix('torch.')}, {self.attention} attention, {way}"
+        base = f", {text}" if (text := summary(self.model)) else ""
+        return f"{self.trainable}, {str(self.dtype).removeprefix('torch.')}, {self.attention} attention, {way}{base}"
 
 
 def save_model(
@@ -182,20 +185,34 @@ def save_model(
         weights: values to write in place of the model's own, by parameter name; each is cast to its parameter's dtype.
         max_shard_size: largest file, such as `2GB`.
     """
-    settings = model.generation_config
-    if settings is not None and not settings.do_sample and _names_sampling_values(settings):
-        settings.do_sample = True  # as published models mean it; transformers refuses to write the values without
     given = weights or {}
     cast = {id(parameter): given[name].to(parameter) for name, parameter in model.named_parameters() if name in given}
     state = {name: cast.get(id(value), value) for name, value in model.state_dict(keep_vars=True).items()}
     if isinstance(model.get_output_embeddings(), NormHead):
         state[HEAD] = at_rest(folder, state[HEAD])
-    cached, model.config.use_cache = model.config.use_cache, True  # training turns it off; whoever loads the folder wants it
+    plain = {name: value.detach() for name, value in state.items()}
+    with _as_published(model), quiet():
+        model.save_pretrained(folder, state_dict=plain, max_shard_size=max_shard_size)
+
+
+def save_description(model: PreTrainedModel, folder: Path) -> None:
+    """Write what a transformers folder holds besides weights: config and generation config. The model may stand on the `meta` device."""
+    model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
+    with _as_published(model), quiet():
+        model.config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+
+
+@contextmanager
+def _as_published(model: PreTrainedModel) -> Iterator[None]:
+    """The settings of `model` as those who load its folder want them."""
+    settings = model.generation_config
+    if settings is not None and not settings.do_sample and _names_sampling_values(settings):
+        settings.do_sample = True  # as published models mean it; transformers refuses to write the values without
+    cached, model.config.use_cache = model.config.use_cache, True  # training turns it off
     try:
-        with quiet():
-            model.save_pretrained(
-                folder, state_dict={name: value.detach() for name, value in state.items()}, max_shard_size=max_shard_size
-            )
+        yield
     finally:
         model.config.use_cache = cached
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from luthier.models.attention import packed_row
 from luthier.models.head import decoder, evaluating, probe_tokens, relative_difference
+from luthier.models.linear import quantised_layers
 
 FIRST, SECOND = 11, 7
 """Lengths of the neighbour and of the segment that is watched."""
@@ -59,7 +60,7 @@ def probe_isolation(model: PreTrainedModel) -> Isolation:
         behind = [row.last_hidden_state[0, FIRST:] for row in rows]
         alone = body(input_ids=watched[None], use_cache=False).last_hidden_state[0]
     leak, error = relative_difference(behind[1], behind[0]), relative_difference(behind[0], alone)
-    epsilon = torch.finfo(torch.bfloat16 if getattr(model, "is_quantized", False) else alone.dtype).eps
+    epsilon = torch.finfo(torch.bfloat16 if quantised_layers(model) else alone.dtype).eps
     if leak > max(1e-5, 2 * epsilon) or error > max(1e-4, 16 * epsilon):
         return Isolation(
             False, f"packed segments of {type(model).__name__} see each other (relative difference {max(leak, error):.2g})"

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError, did_you_mean
-from luthier.models.adapters.lora import is_linear
+from luthier.models.linear import is_linear
 from luthier.recipe.schema import LoRA
 
 ALL_LINEAR = "all-linear"

@@ -18,6 +18,7 @@ from luthier.models.adapters.config import AdapterConfig, check_names, target_la
 from luthier.models.adapters.lora import ORIGINAL, LoRALinear, Original, adapted_layers, replace_module
 from luthier.models.legacy.names import modern_config
 from luthier.models.legacy.norm_head import NormHead
+from luthier.models.linear import is_quantised
 
 CONFIG_ATTRIBUTE = "luthier_adapter"
 """Attribute of a model that holds the `AdapterConfig` of the adapter in it."""
@@ -74,8 +75,7 @@ def adapter_config(model: nn.Module) -> AdapterConfig | None:
 
 
 def _compute_dtype(layer: nn.Module, model: PreTrainedModel) -> torch.dtype:
-    dtype: torch.dtype = layer.weight.dtype  # type: ignore[union-attr, assignment]
-    return dtype if dtype.is_floating_point else model.dtype
+    return model.dtype if is_quantised(layer) else layer.weight.dtype  # type: ignore[union-attr, return-value]
 
 
 def _head_name(model: PreTrainedModel) -> str:

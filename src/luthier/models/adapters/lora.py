@@ -13,23 +13,25 @@ DoRA (Liu et al. 2024, arXiv:2402.09353) splits the weight into a length per out
 
 The norm is taken as a constant in the backward pass, as in the paper's §4.3. It costs one [out, in] product per layer and pass.
 
-The base layer may be anything that computes a linear map and has `in` and `out` sizes: `nn.Linear`, GPT-2's `Conv1D` (weight
-stored as [in, out]), and bitsandbytes' 4- and 8-bit linears; it is called, not read, except by DoRA and merging, which
-dequantise it. Formulas, initialisation and numbers are PEFT's, so that adapters travel both ways (see `format`).
+The base layer may be any that `luthier.models.linear` knows: dense, transposed, or in few bits (QLoRA, Dettmers et al. 2023,
+arXiv:2305.14314), whose weight is unpacked for each product and never kept. Formulas, initialisation and numbers are PEFT's, so
+that adapters travel both ways (see `format`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
+from luthier.kernels.frozen import frozen_linear
 from luthier.kernels.lora import lora_linear
+from luthier.models.linear import dense_weight, device_of, is_quantised, is_read, shape_of
 
 
 class LoRALinear(nn.Module):
@@ -44,7 +46,7 @@ class LoRALinear(nn.Module):
         dropout: probability of zeroing an input of the adapter, in training.
         rslora: scale by α / √r instead of α / r.
         dora: train a length per output besides.
-        dtype: floating-point type of the adapter; default: that of the base weight.
+        dtype: floating-point type of the adapter; default: that of a dense base weight. To be given for a base in few bits.
         generator: source of A's first values, on the CPU; None leaves A at zero, for values that are loaded next.
     """
 
@@ -68,7 +70,7 @@ class LoRALinear(nn.Module):
         self.scaling = alpha / (math.sqrt(rank) if rslora else rank)
         self.enabled = True
         outputs, inputs = shape_of(base_layer)
-        device: torch.device = base_layer.weight.device  # type: ignore[union-attr, assignment]
+        device = device_of(base_layer)
         dtype = dtype or base_layer.weight.dtype  # type: ignore[union-attr, assignment]
         first = torch.zeros(rank, inputs)
         if generator is not None:
@@ -91,7 +93,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
         if self._fusible(x):
-            return lora_linear(x, dense_weight(self.base_layer), self.bias, self.lora_A, self.lora_B, self.scaling)
+            return lora_linear(x, self._frozen_weight(x.dtype), self.bias, self.lora_A, self.lora_B, self.scaling)
         y = self.base_layer(x)
         if not self.enabled:
             return y
@@ -101,10 +103,15 @@ class LoRALinear(nn.Module):
         return y + self._update(dropped).to(y.dtype)
 
     def _fusible(self, x: Tensor) -> bool:
-        """Whether base and adapter are one operation: a dense base, no dropout at work, no DoRA, one dtype."""
+        """Whether base and adapter are one operation: one dtype, no dropout at work, no DoRA, a base that is what its weight says."""
         plain = self.enabled and self.lora_magnitude_vector is None and not (self.training and self.dropout > 0)
-        dense = type(self.base_layer) in (nn.Linear, Conv1D)
-        return plain and dense and x.dtype == self.weight.dtype == self.lora_A.dtype
+        return plain and x.dtype == self.lora_A.dtype and is_read(self.base_layer, x.dtype)
+
+    def _frozen_weight(self, dtype: torch.dtype) -> Tensor | Callable[[], Tensor]:
+        """The base weight, or for a base in few bits the function that unpacks it."""
+        if is_quantised(self.base_layer):
+            return partial(dense_weight, self.base_layer, dtype)
+        return dense_weight(self.base_layer)
 
     def _update(self, dropped: Tensor) -> Tensor:
         """s B A x; the scaling is applied where the tensor is smallest, at rank r."""
@@ -112,10 +119,10 @@ class LoRALinear(nn.Module):
 
     def _dora(self, x: Tensor, y: Tensor, dropped: Tensor) -> Tensor:
         """What DoRA adds to the base output: (m/‖·‖ - 1) · W x' + m/‖·‖ · s B A x', x' the input after dropout."""
-        weight = dense_weight(self.base_layer).to(x.dtype)
+        weight = dense_weight(self.base_layer, x.dtype)
         scale = self._length_ratio(weight)
         if self.training and self.dropout > 0:
-            plain = functional.linear(dropped.to(x.dtype), weight)
+            plain = frozen_linear(dropped.to(x.dtype), partial(dense_weight, self.base_layer, x.dtype), None)
         else:
             plain = y if self.bias is None else y - self.bias
         return (scale - 1) * plain + scale * self._update(dropped)
@@ -140,43 +147,6 @@ class LoRALinear(nn.Module):
         """What `print(model)` shows of the layer."""
         kind = "DoRA" if self.lora_magnitude_vector is not None else "LoRA"
         return f"{kind}, rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether an adapter can stand beside this module: a linear layer, dense, transposed or quantised."""
-    return isinstance(module, nn.Linear | Conv1D)
-
-
-def shape_of(layer: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer; a packed 4-bit weight does not show them in its shape."""
-    if isinstance(layer, Conv1D):
-        inputs, outputs = layer.weight.shape
-        return outputs, inputs
-    return layer.out_features, layer.in_features  # type: ignore[return-value]
-
-
-def is_quantised(layer: nn.Module) -> bool:
-    """Whether the layer's weight is packed by bitsandbytes."""
-    return type(layer.weight).__name__ in ("Params4bit", "Int8Params")
-
-
-def dense_weight(layer: nn.Module) -> Tensor:
-    """The weight of a linear layer as a dense [out, in] tensor; quantised weights are dequantised (4-bit in their compute type)."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    if isinstance(layer, Conv1D):
-        return weight.T
-    return _dequantised(layer) if is_quantised(layer) else weight
-
-
-def _dequantised(layer: nn.Module) -> Tensor:
-    """A bitsandbytes weight: 4-bit with its quantisation state, or 8-bit as int8 rows with an absolute maximum each."""
-    import bitsandbytes
-
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    if type(weight).__name__ == "Params4bit":
-        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
-    scales = weight.SCB if getattr(weight, "SCB", None) is not None else layer.state.SCB  # type: ignore[attr-defined, union-attr]
-    return weight.data.float() * scales.float()[:, None] / 127  # type: ignore[index, union-attr]
 
 
 def row_norms(weight: Tensor) -> Tensor:

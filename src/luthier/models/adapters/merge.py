@@ -12,15 +12,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.models.adapters.insert import CONFIG_ATTRIBUTE
-from luthier.models.adapters.lora import (
-    ORIGINAL,
-    LoRALinear,
-    adapted_layers,
-    dense_weight,
-    is_linear,
-    is_quantised,
-    replace_module,
-)
+from luthier.models.adapters.lora import ORIGINAL, LoRALinear, adapted_layers, replace_module
+from luthier.models.linear import dense_weight, is_quantised, quantised_layers
 
 
 @torch.no_grad()
@@ -58,9 +51,8 @@ def merged_layer(layer: LoRALinear) -> nn.Module:
 
 def _make_dense(model: PreTrainedModel) -> None:
     """Dequantise the layers without adapter as well, for a model is in few bits as a whole or not at all."""
-    packed = {name: layer for name, layer in model.named_modules() if is_linear(layer) and is_quantised(layer)}
-    for name, layer in packed.items():
-        replace_module(model, name, _dense(dense_weight(layer).to(model.dtype), layer.bias))  # type: ignore[arg-type]
+    for name, layer in quantised_layers(model).items():
+        replace_module(model, name, _dense(dense_weight(layer, model.dtype), layer.bias))  # type: ignore[arg-type]
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config
         model.hf_quantizer = None
