@@ -106,7 +106,8 @@ def _values(row: Field) -> set[str]:
         if get_origin(kind) is Literal:
             found |= {str(part) for part in parts}
         elif inspect.isclass(kind) and issubclass(kind, Section):
-            found |= {kind.model_fields["type"].default} if "type" in kind.model_fields else set()
+            named = get_args(kind.model_fields["type"].annotation) if "type" in kind.model_fields else ()
+            found |= {*map(str, named)} if len(named) == 1 else set()
         else:
             waiting += parts
     return found

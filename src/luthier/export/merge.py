@@ -162,9 +162,7 @@ def _own_dtype(source: Source) -> torch.dtype:
     return declared if isinstance(declared, torch.dtype) else torch.float32
 
 
-def _publish(
-    source: Source, model: PreTrainedModel, out: Path, write: Callable[[Path], None], original_names: bool
-) -> None:
+def _publish(source: Source, model: PreTrainedModel, out: Path, write: Callable[[Path], None], original_names: bool) -> None:
     """Write the folder under a temporary name and rename it; `write` writes the model, which may be without weights here."""
     tokenizer = load_tokenizer(source.tokenizer)
     template = _learnt_template(source, tokenizer)

@@ -3,8 +3,9 @@
     base's file ─▶ tensor ─▶ (rounded as in training, with `--onto quantised`) ─▶ + adapter, in float32 ─▶ type of the file ─▶ new file
 
 The architecture is built without memory for its weights and given the adapter, so which layer gets what, and by which formula, is asked
-of the same code that trains. Peak memory is the adapter, a few copies of the largest tensor, and the pages of one file. What is called otherwise in the files than in the architecture (fused experts, new tokens) cannot be done one tensor at a
-time; `stream` says so by returning None, and the whole model is merged instead.
+of the same code that trains. Peak memory is the adapter, a few copies of the largest tensor, and the pages of one file. What
+is called otherwise in the files than in the architecture (fused experts, new tokens) cannot be done one tensor at a time; `stream` says
+so by returning None, and the whole model is merged instead.
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ def section_at(key: Key, tag: Any = None) -> type[Section] | None:
 
 
 def _tag(section: type[Section]) -> str | None:
-    return section.model_fields["type"].default if "type" in section.model_fields else None
+    """What a member of a union is called: the one value that its `type` can have."""
+    values = get_args(section.model_fields["type"].annotation) if "type" in section.model_fields else ()
+    return str(values[0]) if len(values) == 1 else None
 
 
 def _walk(section: type[Section], key: Key, only: str | None) -> Iterator[Field]:

@@ -1,8 +1,9 @@
 """Which layers of a base are quantised, what is checked before anything is loaded, and what it saves.
 
 Every linear layer is quantised but the output head and what the recipe skips. Embeddings, norms and bare parameters, such as the fused
-experts of Mixtral, stay as they are; the run says how many weights that leaves. bitsandbytes rounds each layer as it comes from the file, so a GPU
-or a small computer never holds the dense model; with HQQ and torchao it stands in main memory once, and goes to the device layer by layer.
+experts of Mixtral, stay as they are; the run says how many weights that leaves. bitsandbytes rounds each layer as it comes from the
+file, so a GPU or a small computer never holds the dense model; with HQQ and torchao it stands in main memory once, and goes to the device
+layer by layer.
 """
 
 from __future__ import annotations
