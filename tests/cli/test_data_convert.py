@@ -53,6 +53,23 @@ def test_two_tables_of_a_course_become_conversations(shared: Path, place: Path, 
     assert first["question_id"]
     assert run(["data", "check", "medical.jsonl"]) in (0, 1)
     assert "medical.jsonl: 50 rows as `messages`" in capsys.readouterr().out
+    assert run(["data", "add", "medical", "medical.jsonl", "--licence", "own"]) == 0
+    Path("course.yaml").write_text("model: tiny\ndata: {train: [{name: medical}], max_length: 512}\ntrain: {max_steps: 1}\n")
+    assert run(["data", "stats", "course.yaml"]) == 0
+    assert "data: 50 examples" in capsys.readouterr().out
+    assert run(["train", "course.yaml", "--quiet", "--name", "course"]) == 0
+    assert list(Path("runs/course/final").glob("*.safetensors"))
+
+
+def test_parquet_is_written_and_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for target in ("messages", "alpaca", "sharegpt"):
+        assert run(["data", "convert", "rows.jsonl", f"{target}.parquet", "--to", target, "--keep", "topic"]) == 0
+        assert run(["data", "convert", f"{target}.parquet", f"{target}.jsonl", "--to", "alpaca", "--keep", "topic"]) == 0
+        assert "lost" not in capsys.readouterr().out
+        back = [json.loads(line) for line in Path(f"{target}.jsonl").read_text("utf-8").splitlines()]
+        assert [(row["instruction"], row["output"], row["topic"]) for row in back] == [tuple(row.values()) for row in ROWS]
+    assert run(["data", "convert", "rows.jsonl", "rows.parquet.gz"]) == 2
+    assert "(all but parquet also .gz)" in capsys.readouterr().err
 
 
 def test_without_its_columns_named_a_join_says_what_there_is(
@@ -84,7 +101,7 @@ def test_bad_rows_end_it_or_are_left_out(place: Path, capsys: pytest.CaptureFixt
     [
         (["rows.jsonl"], "error: IN... OUT: what is read and what is written are both needed. Name two files at least."),
         (["rows.jsonl", "rows.jsonl"], "error: rows.jsonl: would replace the data that is read. Choose another name."),
-        (["rows.jsonl", "out.doc"], "error: out.doc: does not say how to write it. End it in .jsonl, .json, .csv, .tsv, .txt (or .gz)."),
+        (["rows.jsonl", "out.doc"], "error: out.doc: does not say how to write it. End it in .jsonl, .json, .csv, .tsv, .txt, .parquet (all but parquet also .gz)."),
         (["rows.jsonl", "o.json", "--to", "alpcaa"], "error: --to: there is no format `alpcaa`. Did you mean `alpaca`?"),
         (["rows.jsonl", "o.json", "--to", "moss"], "error: --to: format `moss` is only read. Choose messages, sharegpt or alpaca."),
         (["rows.jsonl", "o.json", "--limit", "1", "--sample", "1"], "error: --limit and --sample: contradict each other. "),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +79,38 @@ def test_cells_that_are_no_text_are_json(tmp_path: Path) -> None:
     ]
 
 
+parquet_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.integers(-9, 9) | st.floats(-1e9, 1e9) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(names, parquet_values, min_size=1), min_size=1, max_size=5))
+def test_parquet_holds_what_agrees_and_the_rest_as_json(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+    path = tmp_path_factory.getbasetemp() / "rows.parquet"
+    with RowWriter(path, replace=True) as writer:
+        for row in rows:
+            writer.write(row)
+    assert [row for _, row in read_rows(path)] == [writer.as_read(row) for row in rows]
+
+
+def test_parquet_keeps_messages_as_they_are_and_writes_schemas_as_json(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "stock", "arguments": "{}"}}
+    talk = [{"role": "user", "content": "E?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "stock", "parameters": {"properties": {"string": {"type": "string"}}}}}]
+    rows = [{"messages": talk, "tools": tools, "score": 1}, {"messages": talk[:1], "score": 0.5, "tags": ["a"]}]
+    found = written(tmp_path / "t.parquet", rows)
+    assert [row["messages"] for row in found] == [talk, talk[:1]]
+    assert [row["score"] for row in found] == [1.0, 0.5]
+    assert [row["tags"] for row in found] == [None, ["a"]]
+    assert (json.loads(found[0]["tools"]), found[1]["tools"]) == (tools, None)
+    table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
+    assert str(table.schema.field("score").type) == "double"
+    assert table.schema.field("messages").type.value_type.field("role").type == pyarrow.string()
+
+
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         written(tmp_path / name, [{"a": 1}])
@@ -92,7 +126,7 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
             writer.write({"a": 1})
             raise RuntimeError("on the way")
 
-    for name in ("new.json", "old.json", "t.csv"):
+    for name in ("new.json", "old.json", "t.csv", "t.parquet"):
         with pytest.raises(RuntimeError):
             fail(name)
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
@@ -105,6 +139,7 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
         ("a.json", {"a": "\ud83d"}, "half of a surrogate pair"),
         ("a.json", {"a": {1, 2}}, "cannot be written as JSON"),
         ("a.csv", [1], "holds rows with columns"),
+        ("a.parquet", [1], "holds rows with columns"),
         ("a.txt", {"text": "x", "id": 1}, "holds nothing but text"),
         ("a.txt", ["x"], "holds nothing but text"),
     ],
@@ -118,7 +153,13 @@ def test_rows_that_a_file_cannot_hold(tmp_path: Path, name: str, row: Any, said:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("a.xlsx", "how to write"), ("a", "how to write"), ("b/a.json", "no folder"), ("old.json", "there already")],
+    [
+        ("a.xlsx", "how to write"),
+        ("a", "how to write"),
+        ("a.parquet.gz", "how to write"),
+        ("b/a.json", "no folder"),
+        ("old.json", "there already"),
+    ],
 )
 def test_places_that_are_refused(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "old.json").write_text("[]")

@@ -94,8 +94,9 @@ def _plan(inputs: list[str], join: Join | None, to: str, format_name: str, colum
     from luthier.data.sources import rows_of, title_of
 
     sources = [resolve(source_named(name, format_name, columns)) for name in inputs]
-    joined = join([(title_of(source), rows_of(source)) for source in sources]) if join else None
-    chosen, rows = choose_format(sources[0], joined or chain.from_iterable(rows_of(source) for source in sources))
+    read = [rows_of(source, on_the_way=True) for source in sources]
+    joined = join([(title_of(source), rows) for source, rows in zip(sources, read, strict=True)]) if join else None
+    chosen, rows = choose_format(sources[0], joined or chain.from_iterable(read))
     check_columns(chosen, sources[0])
     return Plan(chosen, FORMATS[to], sources[0].columns), rows
 

@@ -195,7 +195,7 @@ class _Scribe:
         if self._first is not None:
             example, row = self._first
             before = self._missing(example, row)
-            blank = {**dict.fromkeys(made, ""), **row} if self._writer.is_table else row
+            blank = {**dict.fromkeys(made, self._writer.blank), **row} if self._writer.is_table else row
             try:
                 spoilt = self._missing(example, blank) != before
             except RowError:

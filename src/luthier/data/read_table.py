@@ -13,12 +13,12 @@ import csv
 import sys
 from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
+from typing import Any
 
 from luthier.data.examples import Origin
 from luthier.data.problems import RowProblem
 from luthier.data.read_json import Row
-from luthier.data.textfile import open_bytes, read_lines, shown
+from luthier.data.textfile import File, open_bytes, read_lines, shown
 from luthier.errors import UserError
 
 _BATCH = 1024
@@ -27,7 +27,7 @@ _BATCH = 1024
 class _Feed:
     """The lines of a file for `csv.reader`, which asks for just as many as a row needs."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: File) -> None:
         self.lines = read_lines(path)
         self.number = 0
         self.problem: RowProblem | None = None
@@ -45,7 +45,7 @@ class _Feed:
         return self.last
 
 
-def read_csv(path: Path, delimiter: str | None = None, *, headless: bool = False) -> Iterator[Row]:
+def read_csv(path: File, delimiter: str | None = None, *, headless: bool = False) -> Iterator[Row]:
     """Rows of a csv file with a header; its delimiter is `delimiter`, or the one of comma, semicolon and tab the header uses.
 
     Without a header (`headless`) the columns are called `1`, `2`, … and the first line, of which there are as many, is a row.
@@ -88,7 +88,7 @@ def read_csv(path: Path, delimiter: str | None = None, *, headless: bool = False
         row += 1
 
 
-def read_parquet(path: Path, first: int = 0) -> Iterator[Row]:
+def read_parquet(path: File, first: int = 0) -> Iterator[Row]:
     """Rows of a parquet file, a batch at a time, from row `first` on; groups of rows before it are not read."""
     import pyarrow
     import pyarrow.parquet
@@ -104,9 +104,16 @@ def read_parquet(path: Path, first: int = 0) -> Iterator[Row]:
             for batch in table.iter_batches(batch_size=_BATCH, row_groups=groups) if groups else ():
                 for value in batch.to_pylist():
                     if row >= first:
-                        yield Origin(file, row + 1, row), value
+                        yield Origin(file, row + 1, row), {name: without_nulls(part) for name, part in value.items()}
                     row += 1
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
             said = str(error).splitlines()[0]
             what = "is not a parquet file" if packed else f"cannot be read as parquet: {said}"
             raise UserError(what, where=file) from error
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the nulls in its mappings: parquet gives each mapping in a column the keys of all others."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value

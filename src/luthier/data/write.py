@@ -1,9 +1,9 @@
 r"""Rows to a file: the counterpart of `read`, row by row, whole or absent.
 
 The suffix says how: `.jsonl` one row a line, `.json` one array, `.csv` and `.tsv` a table, `.txt` documents with `<|endoftext|>` after
-each; all of them also `.gz`. The columns of a table are those of all rows, so its rows wait in a temporary file until the last one is
-known; lists and mappings in it are written as JSON, as the readers expect them. All is UTF-8 with `\n` line ends. The file is written
-beside its place and renamed when it is complete.
+each, all of them also `.gz`; and `.parquet` (see `write_parquet`). The columns of a table are those of all rows, so its rows wait in a
+temporary file until the last one is known; lists and mappings in csv are written as JSON, as the readers expect them. All is UTF-8 with
+`\n` line ends. The file is written beside its place and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from typing import Any
 
 from luthier.data.problems import RowError
 from luthier.data.read import END_OF_TEXT
+from luthier.data.read_table import without_nulls
 from luthier.data.textfile import shown
+from luthier.data.write_parquet import as_text, common, type_of, write_parquet
 from luthier.errors import UserError
 from luthier.files import sync, temporary_sibling
 
-WRITTEN = ("jsonl", "json", "csv", "tsv", "txt")
-"""Suffixes that are written, each also with `.gz`."""
-_TABLES = ("csv", "tsv")
+WRITTEN = ("jsonl", "json", "csv", "tsv", "txt", "parquet")
+"""Suffixes that are written, all but parquet also with `.gz`."""
+_TABLES = ("csv", "tsv", "parquet")
 
 
 class RowWriter:
@@ -39,6 +41,7 @@ class RowWriter:
     Attributes:
         rows: rows written so far.
         is_table: whether each row has the columns of all.
+        blank: what a reader finds in a column that a row has not.
 
     Raises:
         UserError: the suffix is unknown, the file is there already, or its folder is not.
@@ -48,8 +51,9 @@ class RowWriter:
         suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
         self._packed = suffixes[-1:] == ["gz"]
         self._kind = "".join((suffixes[:-1] if self._packed else suffixes)[-1:])
-        if self._kind not in WRITTEN:
-            raise UserError("does not say how to write it", where=shown(path), hint=f"End it in .{', .'.join(WRITTEN)} (or .gz).")
+        if self._kind not in WRITTEN or (self._packed and self._kind == "parquet"):
+            hint = f"End it in .{', .'.join(WRITTEN)} (all but parquet also .gz)."
+            raise UserError("does not say how to write it", where=shown(path), hint=hint)
         if path.exists() and not replace:
             raise UserError("is there already", where=shown(path), hint="Choose another name, or give --force.")
         if not path.parent.is_dir():
@@ -57,7 +61,8 @@ class RowWriter:
         self.path, self.rows = path, 0
         self.is_table = self._kind in _TABLES
         self._temporary = temporary_sibling(path)
-        self._columns: dict[str, None] = {}
+        self.blank = None if self._kind == "parquet" else ""
+        self._columns: dict[str, Any] = {}
 
     def __enter__(self) -> RowWriter:
         try:
@@ -106,12 +111,12 @@ class RowWriter:
         if self._waiting:
             if not isinstance(row, dict):
                 raise RowError(f"a .{self._kind} file holds rows with columns, and this is a list")
-            self._columns.update(dict.fromkeys(row))
+            self._columns.update(self._types(row) if self._kind == "parquet" else dict.fromkeys(row))
         (self._waiting or self._out).write(data)
         self.rows += 1
 
     def as_read(self, row: Any) -> Any:
-        """A row as a reader of the file will give it: in a table all cells are text, and those of columns seen so far are there.
+        """A row as a reader of the file will give it: in a table the columns seen so far are there, and in csv all cells are text.
 
         Raises:
             RowError: it would not be read as one row.
@@ -126,11 +131,23 @@ class RowWriter:
             return {"text": "\n".join(lines).rstrip()}
         if self._kind not in _TABLES or not isinstance(row, dict):
             return row
+        if self._kind == "parquet":
+            types = {**self._columns, **self._types(row)}
+            given = {name: row.get(name) if kind is not None else as_text(row.get(name)) for name, kind in types.items()}
+            return {name: without_nulls(value) for name, value in given.items()}
         return {name: _cell(row.get(name)).replace("\r\n", "\n") for name in {**self._columns, **row}}
+
+    def _types(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The types of the columns of a row, as far as all rows up to it have something in common."""
+        empty = type_of(None)
+        return {name: common(self._columns.get(name, empty), type_of(value)) for name, value in row.items()}
 
     def _finish(self) -> None:
         if self._kind == "json":
             self._out.write(b"\n]\n" if self.rows else b"[]\n")
+        elif self._waiting and self._kind == "parquet":
+            self._waiting.seek(0)
+            write_parquet(self._out, self._waiting, self._columns)
         elif self._waiting:
             for line in self._table():
                 self._out.write(line.encode())
