@@ -46,7 +46,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_mistyped_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["trian"]) == 2
-    assert "'train'" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: luthier: no such command `trian`. Did you mean `train`?\n"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,30 @@ def test_a_mistyped_command_is_told_with_the_nearest(capsys: pytest.CaptureFixtu
 )
 def test_a_command_line_that_cannot_be_parsed_is_the_users_mistake(arguments: list[str]) -> None:
     assert run(arguments) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["chat", "first", "你好"], 'luthier chat: does not take `你好`. A question is asked with --prompt "你好".'),
+        (["show", "first", "now"], "luthier show: does not take `now`. Write `luthier show [OPTIONS] NAME`; `-h` tells more."),
+        (["compare", "first"], "luthier compare: `--prompt` is missing. Give it as --prompt TEXT."),
+        (
+            ["export", "merge"],
+            "luthier export merge: `NAME` is missing. Write `luthier export merge [OPTIONS] NAME`; `-h` tells more.",
+        ),
+        (["runs", "list", "--jsn"], "--jsn: no such option. Did you mean `--json`?"),
+        (["chat", "first", "--top-p", "2"], "--top-p: Input should be less than or equal to 1. `-h` tells more."),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(typed: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(typed) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_group_of_commands_alone_gives_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data"]) == 2
+    assert "Commands:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

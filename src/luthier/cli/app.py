@@ -31,6 +31,7 @@ from luthier.cli.recipes import recipes_app
 from luthier.cli.runs import logs, runs_app, show, stop
 from luthier.cli.template import template_app
 from luthier.cli.train import TakesFields, resume, train
+from luthier.cli.usage import is_usage_error, told
 from luthier.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, Stopped, UserError
 from luthier.files import is_disk_full
 
@@ -87,9 +88,13 @@ def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; returns the exit code. Bugs pass through as the exceptions they are."""
     rank = int(os.environ.get("RANK", "0"))
     try:
-        app(list(arguments), prog_name="luthier")
+        ended = app(list(arguments), prog_name="luthier", standalone_mode=False)
+        return ended if isinstance(ended, int) else EXIT_DONE
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_DONE
+    except typer.Abort:
+        print("aborted", file=sys.stderr)
+        return EXIT_BUG
     except UserError as error:
         return _tell(f"error: {error}", rank)
     except Stopped as stopped:
@@ -99,12 +104,13 @@ def run(arguments: Sequence[str]) -> int:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
+        if is_usage_error(error):
+            return _tell(told(error), rank)
         if not is_disk_full(error):
             raise
         place = f" ({name})" if (name := getattr(error, "filename", None)) else ""
         print(f"error: the disk is full{place}. What was saved before is intact; make room and go on.", file=sys.stderr)
         return EXIT_BUG
-    return EXIT_DONE
 
 
 def _tell(message: str, rank: int) -> int:
