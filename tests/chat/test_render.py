@@ -89,6 +89,8 @@ def test_objects_are_inert() -> None:
         "{% for i in range(99999) %}{% for j in range(99) %}" + "x" * 999 + "{% endfor %}{% endfor %}",
         "{{ messages.append(1) }}",
         "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+        "{% for i in range(9) %}{{ [0] | map('#tick', -10**9) | list | length }}{{ 'x' * 9999999 }}{% endfor %}",
+        "{{ ([''] | map('.', '__class__') | first)() }}",
     ],
 )
 def test_fences_hold(source: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
-from luthier.chat.sandbox import BEGIN, CHARACTERS, END, SOURCE_CHARACTERS, ChatEnvironment, Raised, budget
+from luthier.chat.sandbox import BEGIN, CHARACTERS, END, SOURCE_CHARACTERS, ChatEnvironment, OutOfTime, Raised, budget
 from luthier.errors import UserError
 
 Message = Mapping[str, Any]
@@ -35,6 +35,10 @@ class TemplateRefused(UserError):
     def __init__(self, reason: str) -> None:
         super().__init__(" ".join(reason.split()))
         self.reason = reason
+
+
+class TemplateTooSlow(TemplateRefused):
+    """A chat template ran out of time on this conversation."""
 
 
 class Program:
@@ -79,6 +83,8 @@ class Program:
             return _collect(self._template.root_render_func(self._template.new_context(variables)))
         except Raised as error:
             raise TemplateRefused(str(error)) from error
+        except OutOfTime as error:
+            raise TemplateTooSlow(f"the chat template fails here: {error}") from error
         except Exception as error:  # a template is foreign code: whatever it raises is its refusal
             raise TemplateRefused(f"the chat template fails here: {type(error).__name__}: {error}") from error
         finally:

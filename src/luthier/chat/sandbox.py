@@ -43,10 +43,18 @@ WIDTH = 100_000
 _PADDINGS = frozenset({"batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill"})
 _WIDE = re.compile(r"%[^a-zA-Z%]*\d{6}|\{[^{}]*\d{6}")
 _INDIRECT = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
+_TICKS = 16
+"""The clock is asked at the first tick and at each sixteenth after: asking costs more than most loop bodies."""
+_TICK, _JOIN, _ITEM, _ATTRIBUTE = "#tick", "~", "[]", "."
+"""Filters under names that no template can write behind a `|`. Jinja calls a filter directly, where it checks other calls first."""
 
 
 class Raised(TemplateError):
     """The template called `raise_exception`: it refuses the conversation with a message of its own."""
+
+
+class OutOfTime(SecurityError):
+    """A rendering took longer than `SECONDS`."""
 
 
 BEGIN, END = "generation begins", "generation ends"
@@ -58,8 +66,10 @@ class _Budget(threading.local):
 
     deadline = float("inf")
     characters = float("inf")
+    ticks = 0
 
     def begin(self) -> None:
+        self.ticks = 0
         self.deadline = time.thread_time() + SECONDS
         self.characters = CHARACTERS
 
@@ -70,13 +80,15 @@ class _Budget(threading.local):
 budget = _Budget()
 
 
-def _tick(constants: int) -> None:
+def _tick(_context: Any, constants: int) -> None:
     """Called at the head of each loop body and macro, with the number of characters that its literal text can print."""
-    budget.characters -= constants
-    if budget.characters < 0:
-        _too_long()
-    if time.thread_time() > budget.deadline:
-        raise SecurityError(f"it takes longer than {SECONDS:g} seconds")
+    if constants > 0:
+        budget.characters -= constants
+        if budget.characters < 0:
+            _too_long()
+    if not budget.ticks % _TICKS and time.thread_time() > budget.deadline:
+        raise OutOfTime(f"it takes longer than {SECONDS:g} seconds")
+    budget.ticks += 1
 
 
 def _print(value: Any) -> Any:
@@ -179,6 +191,8 @@ class _Generation(Extension):
 class _Fences(NodeTransformer):
     """Put a tick into every loop and macro, make `~` a checked call, and drop the marks where output is captured.
 
+    Looking a name up in a message is what templates do most, so where the name is written out it takes a short way.
+
     Inside a macro, a `{% set %}` block or a filter block the pieces are joined before they reach the stream, so the marks of a
     generation block would become text there. Without them the ladder takes its next rung.
     """
@@ -208,7 +222,16 @@ class _Fences(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return nodes.Call(nodes.EnvironmentAttribute("concatenate"), node.nodes, [], None, None, lineno=node.lineno)
+        return nodes.Filter(node.nodes[0], _JOIN, node.nodes[1:], [], None, None, lineno=node.lineno)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        named = isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str)
+        return nodes.Filter(node.node, _ITEM, [node.arg], [], None, None, lineno=node.lineno) if named else node
+
+    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(node.node, _ATTRIBUTE, [nodes.Const(node.attr)], [], None, None, lineno=node.lineno)
 
     def _capture(self, node: Any) -> Any:
         self.captured += 1
@@ -220,8 +243,8 @@ class _Fences(NodeTransformer):
 def _with_tick(node: Any) -> nodes.Node:
     constants = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
     constants += sum(len(const.value) for const in node.find_all(nodes.Const) if isinstance(const.value, str))
-    arguments: list[nodes.Expr] = [nodes.Const(constants)]
-    tick = nodes.Call(nodes.EnvironmentAttribute("tick"), arguments, [], None, None, lineno=node.lineno)
+    count: list[nodes.Expr] = [nodes.Const(constants)]
+    tick = nodes.Filter(nodes.ContextReference(), _TICK, count, [], None, None, lineno=node.lineno)
     node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
     return node
 
@@ -274,13 +297,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     generation_begin, generation_end = BEGIN, END
-    tick, concatenate = staticmethod(_tick), staticmethod(_concatenate)
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=_print, extensions=[_Generation, loopcontrols])
         self.binop_table |= {"+": _add, "*": _multiply, "**": _power, "%": _modulo}
         self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
-        self.filters["tojson"] = _to_json
+        self.filters |= {"tojson": _to_json, _TICK: _tick, _JOIN: _concatenate, _ITEM: self._item, _ATTRIBUTE: self.getattr}
         self.globals.pop("lipsum", None)
         self.globals |= {"raise_exception": _raise_exception, "dict": _Dictionary(), "namespace": TemplateNamespace}
 
@@ -297,16 +319,17 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             return self.undefined(obj=obj, name=attribute) if found is _MISSING else found
         return super().getattr(obj, attribute)
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        """`message['role']`: the same short way."""
-        if type(obj) is dict and type(argument) is str and argument not in _DICT_NAMES:
-            return obj[argument] if argument in obj else self.undefined(obj=obj, name=argument)
-        return super().getitem(obj, argument)
+    def _item(self, obj: Any, name: str) -> Any:
+        """`message['role']`: the same short way. What a mapping does not hold may be one of its methods."""
+        if type(obj) is dict:
+            if name in obj:
+                return obj[name]
+            if name not in _DICT_NAMES:
+                return self.undefined(obj=obj, name=name)
+        return self.getitem(obj, name)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call from a template: the sandbox's own check, then the size fence for methods of strings."""
-        if __obj is _tick or __obj is _concatenate:
-            return __obj(*args)
         if type(__obj) is Macro:
             named = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
             return __obj(__context.eval_ctx, *args, **named)

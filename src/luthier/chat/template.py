@@ -44,6 +44,9 @@ class ChatTemplate:
         family: the shipped family it is, if any.
         note: what should be said about the choice, if anything.
 
+    Attributes:
+        too_slow: conversations for which it ran out of time while learning.
+
     Raises:
         UserError: the source is no valid Jinja.
     """
@@ -55,6 +58,7 @@ class ChatTemplate:
         self.variables = dict(variables)
         self._program: Program = compiled(source)
         self._shapes: dict[tuple[str, bool], Shape] = {}
+        self.too_slow = 0
 
     def render(
         self,
