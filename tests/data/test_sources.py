@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
 from pathlib import Path
@@ -196,6 +197,26 @@ def test_a_hub_s_files_are_fetched_when_their_rows_are_asked_for(tmp_path: Path,
     assert fetched == ["train-0.jsonl", "train-1.jsonl"]
     with pytest.raises(UserError, match="no such data set on Hugging Face"):
         rows(path="owner/other")
+
+
+def test_a_hub_s_files_are_read_where_they_lie_by_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = hub(monkeypatch, tmp_path, {None: ["train-0.jsonl", "train-1.jsonl"]})
+    opened: list[str] = []
+
+    def opens(_self: Any, path: str, _mode: str) -> Any:
+        opened.append(path)
+        return io.BytesIO(LINES.encode())
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", type("Hub", (), {"open": opens}))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    found = list(rows_of(Source(path="owner/name"), on_the_way=True))
+    assert [str(origin) for origin, _ in found] == [f"owner/name/train-{part}.jsonl:{line}" for part in (0, 1) for line in (1, 2)]
+    assert set(opened) == {f"datasets/owner/name@commit-None/train-{part}.jsonl" for part in (0, 1)}
+    assert not fetched
+    (tmp_path / "kept.jsonl").write_text('{"text": "kept"}\n')
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "kept.jsonl"))
+    assert [row["text"] for _, row in rows_of(Source(path="owner/name"), on_the_way=True)] == ["kept", "kept"]
+    assert parts_of(Source(path="owner/name"))[0].commit == "commit-None"
 
 
 def test_a_machine_that_cannot_reach_the_hub_goes_on_with_the_commit_it_has(

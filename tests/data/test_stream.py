@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
 from luthier.chat import ChatTemplate, resolve
 from luthier.data.loader import batches_of
 from luthier.data.prepare import prepare
+from luthier.data.sources import _far_parts
 from luthier.data.stream_batches import StreamBatches
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.data.write import RowWriter
 from luthier.errors import UserError
 from luthier.recipe.schema import Recipe
 
@@ -184,6 +188,41 @@ def test_a_source_that_has_changed_is_told(tmp_path: Path, tokenizer: Tokenizer,
     cursor = list(steps(asked, tokenizer, chatml, count=3))[-1][1]
     (tmp_path / "parts" / "a.jsonl").rename(tmp_path / "parts" / "c.jsonl")
     with pytest.raises(UserError, match="the source has changed"):
+        list(steps(asked, tokenizer, chatml, begin=3, cursor=cursor))
+
+
+def test_far_files_are_read_where_they_lie(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    """Lines, packed lines and parquet: the same batches as from this disk, from any step on, and no copy is kept."""
+    here, far = tmp_path / "here", fsspec.filesystem("memory")
+    for number, name in enumerate(("a.jsonl", "b.jsonl.gz", "c.parquet")):
+        here.mkdir(exist_ok=True)
+        with RowWriter(here / name) as writer:
+            for row in rows(9, f"word{number}"):
+                writer.write(row)
+        far.pipe(f"/far/{name}", (here / name).read_bytes())
+    stored = [batch for batch, _ in steps(recipe([str(here)]), tokenizer, chatml)]
+    asked = recipe(["memory://far"], streaming=True)
+    whole = list(steps(asked, tokenizer, chatml))
+    assert [batch for batch, _ in whole] == stored
+    for step in (2, 4, 6):
+        cursor = json.loads(json.dumps(whole[step][1]))
+        assert [batch for batch, _ in steps(asked, tokenizer, chatml, begin=step + 1, cursor=cursor)] == stored[step + 1 :]
+    assert not (tmp_path / "cache/downloads").exists()
+    batches = batches_of(prepare(asked, tokenizer, chatml), asked, (4, None))
+    drawn = batches(0)
+    batches.close()
+    assert re.fullmatch(r"memory://.*far/a\.jsonl:\d", drawn.store.origin(0))
+
+
+def test_a_far_file_of_another_content_is_told(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    far = fsspec.filesystem("memory")
+    for word in ("cat", "dog"):
+        far.pipe("/changed/a.jsonl", Path(written(tmp_path / f"{word}.jsonl", rows(20, word))).read_bytes())
+        _far_parts.cache_clear()
+        asked = recipe(["memory://changed/a.jsonl"], streaming=True)
+        if word == "cat":
+            cursor = list(steps(asked, tokenizer, chatml, count=3))[-1][1]
+    with pytest.raises(UserError, match=r"the run stood in `.*a\.jsonl`, which has another content now"):
         list(steps(asked, tokenizer, chatml, begin=3, cursor=cursor))
 
 

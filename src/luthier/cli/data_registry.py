@@ -49,7 +49,7 @@ def list_(
 
 def show(
     name: Name,
-    rows: Annotated[int, typer.Option(metavar="N", min=0, help="Also print the first N examples; fetches the data.")] = 0,
+    rows: Annotated[int, typer.Option(metavar="N", min=0, help="Also print the first N examples.")] = 0,
     registry: Registry = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -141,9 +141,11 @@ def _examples(name: str, registry: str | None, count: int) -> list[str]:
     from luthier.data.problems import Problems
     from luthier.data.read_examples import read_examples
     from luthier.data.registry import resolve
+    from luthier.data.sources import rows_of
     from luthier.recipe.schema import Source
 
-    found = islice(read_examples(resolve(Source(name=name), registry=registry), Problems("skip")), count)
+    source = resolve(Source(name=name), registry=registry)
+    found = islice(read_examples(source, Problems("skip"), rows=rows_of(source, on_the_way=True)), count)
     shown = ({key: value for key, value in asdict(example).items() if key != "origin" and value is not None} for example in found)
     return [json.dumps(example, ensure_ascii=False) for example in shown]
 

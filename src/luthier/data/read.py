@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 from luthier.data.examples import Origin
@@ -19,7 +18,7 @@ from luthier.data.parts import KINDS
 from luthier.data.problems import RowProblem
 from luthier.data.read_json import Row, read_json
 from luthier.data.read_table import read_csv, read_parquet
-from luthier.data.textfile import Mark, open_bytes, read_lines, shown
+from luthier.data.textfile import File, Mark, open_bytes, read_lines, shown
 from luthier.errors import UserError
 
 Documents = Literal["auto", "line", "paragraph", "file"]
@@ -28,7 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 """Alone on a line, it separates the documents of a text file."""
 
 
-def read_rows(path: Path, *, documents: Documents = "auto", headless: bool = False, mark: Mark | None = None) -> Iterator[Row]:
+def read_rows(path: File, *, documents: Documents = "auto", headless: bool = False, mark: Mark | None = None) -> Iterator[Row]:
     """Yield `(origin, row)` for each row of a data file; the row is a `RowProblem` where it could not be read.
 
     Args:
@@ -53,7 +52,7 @@ def read_rows(path: Path, *, documents: Documents = "auto", headless: bool = Fal
         raise UserError("is empty: it holds no rows", where=shown(path))
 
 
-def _reader(path: Path, head: bytes, documents: Documents, headless: bool, mark: Mark) -> Iterator[Row]:
+def _reader(path: File, head: bytes, documents: Documents, headless: bool, mark: Mark) -> Iterator[Row]:
     suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
     kind = suffixes[-1] if suffixes else ""
     if kind == "parquet" or head[:4] == b"PAR1":
@@ -67,7 +66,7 @@ def _reader(path: Path, head: bytes, documents: Documents, headless: bool, mark:
     raise UserError("is of an unknown kind", where=shown(path), hint=f"Known: {', '.join(KINDS)}, each also .gz or .zst.")
 
 
-def read_documents(path: Path, documents: Documents = "auto") -> Iterator[Row]:
+def read_documents(path: File, documents: Documents = "auto") -> Iterator[Row]:
     """Documents of a text file, each as `{"text": …}`.
 
     Args:
@@ -82,7 +81,7 @@ def read_documents(path: Path, documents: Documents = "auto") -> Iterator[Row]:
         yield Origin(file, begin, row), document if isinstance(document, RowProblem) else {"text": document}
 
 
-def _split(path: Path, separator: str) -> Iterator[tuple[int, str | RowProblem]]:
+def _split(path: File, separator: str) -> Iterator[tuple[int, str | RowProblem]]:
     r"""Documents with the line they begin on; line ends inside become `\n`."""
     parts: list[str] = []
     begin = 0
@@ -101,7 +100,7 @@ def _split(path: Path, separator: str) -> Iterator[tuple[int, str | RowProblem]]
         yield begin, "\n".join(parts).rstrip()
 
 
-def _separator(path: Path) -> str:
+def _separator(path: File) -> str:
     """What separates the documents: `END_OF_TEXT`, the empty string for blank lines, or `line`."""
     text_seen, blank_after, blank_between = False, False, False
     for _, line in read_lines(path):

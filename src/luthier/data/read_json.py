@@ -12,12 +12,11 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from luthier.data.examples import Origin
 from luthier.data.problems import RowProblem
-from luthier.data.textfile import Mark, read_lines, read_text, shown
+from luthier.data.textfile import File, Mark, read_lines, read_text, shown
 
 Row = tuple[Origin, Any]
 
@@ -29,7 +28,7 @@ _TOO_DEEP = "is nested too deeply"
 _NOT_UNICODE = r"holds half of a surrogate pair (`\ud83d` alone), which is not text"
 
 
-def read_json(path: Path, mark: Mark | None = None) -> Iterator[Row]:
+def read_json(path: File, mark: Mark | None = None) -> Iterator[Row]:
     """Rows of a JSON file of any layout, from a mark on, which follows them. Only lines can be read from anywhere."""
     layout, mark = _layout(path), mark or Mark()
     if layout == "lines":
@@ -37,7 +36,7 @@ def read_json(path: Path, mark: Mark | None = None) -> Iterator[Row]:
     return islice(_array(path) if layout == "array" else _values(path), mark.row, None)
 
 
-def _layout(path: Path) -> Literal["lines", "array", "values"]:
+def _layout(path: File) -> Literal["lines", "array", "values"]:
     """How the file is laid out, from its first two lines that are not blank."""
     first, second = "", ""
     for _, line in read_lines(path):
@@ -63,7 +62,7 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _lines(path: Path, mark: Mark) -> Iterator[Row]:
+def _lines(path: File, mark: Mark) -> Iterator[Row]:
     """One value a line; blank lines do not count."""
     file, row = shown(path), mark.row
     for number, line in read_lines(path, mark):
@@ -88,7 +87,7 @@ def _parse_line(line: str) -> Any:
     return _checked(value) if _ESCAPED_SURROGATE.search(line) else value
 
 
-def _array(path: Path) -> Iterator[Row]:
+def _array(path: File) -> Iterator[Row]:
     """The entries of one array. An array of messages is one row: a conversation without a key around it."""
     text, file = read_text(path), shown(path)
     start = _skip(text, 0)
@@ -141,7 +140,7 @@ def _ending(text: str, position: int, origin: Origin) -> Iterator[Row]:
         yield Origin(origin.file, line, origin.row), RowProblem("broken JSON: text after the end of the array", fatal=True)
 
 
-def _values(path: Path) -> Iterator[Row]:
+def _values(path: File) -> Iterator[Row]:
     """Values one after another, each over as many lines as it likes."""
     text, file = read_text(path), shown(path)
     check = _ESCAPED_SURROGATE.search(text) is not None

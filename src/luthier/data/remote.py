@@ -1,18 +1,21 @@
 """Files behind an address (`s3://`, `gs://`, `https://`, `memory://` …), through fsspec.
 
-A file is fetched once into `$cache/downloads`, under a name made of its address and what the server says about its version (fsspec's
+Where `data.streaming` is on, files are read where they lie (`far_file`), unless a copy is here already. Else a
+file is fetched once into `$cache/downloads`, under a name made of its address and what the server says about its version (fsspec's
 `ukey`: size, date, ETag), so a file that changed is fetched anew. Credentials are found where each protocol's own library looks for
 them; `s3://` needs the package `s3fs`, `gs://` needs `gcsfs`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from luthier.data.far_file import FarFile
 from luthier.data.parts import Part, has_data_suffix, is_data
 from luthier.errors import UserError
 from luthier.files import TEMPORARY, cache_home, lock
@@ -58,13 +61,17 @@ def _files(system: Any, path: str) -> list[str]:
 def _part(system: Any, path: str) -> Part:
     address = system.unstrip_protocol(path)
     version = f"{address} {system.ukey(path)}"
-    return Part(address, _fetcher(system, path, address, version), version, tuple(Path(path).suffixes))
+    copy = cache_home() / "downloads" / sha256(version.encode()).hexdigest()[:32] / os.path.basename(path)
+
+    def where_it_lies() -> io.RawIOBase:
+        return io.FileIO(copy) if copy.is_file() else FarFile(address, lambda: system.open(path, "rb"))
+
+    return Part(address, _fetcher(system, path, address, copy), version, tuple(Path(path).suffixes), where_it_lies)
 
 
-def _fetcher(system: Any, path: str, address: str, version: str) -> Callable[[], Path]:
+def _fetcher(system: Any, path: str, address: str, file: Path) -> Callable[[], Path]:
     def fetch() -> Path:
-        folder = cache_home() / "downloads" / sha256(version.encode()).hexdigest()[:32]
-        file = folder / os.path.basename(path)
+        folder = file.parent
         with lock(folder.with_suffix(".lock")):
             if file.is_file():
                 return file

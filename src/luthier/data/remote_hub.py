@@ -4,15 +4,16 @@ Which files belong to a subset and split is read from the card (`configs` with `
 their names: `data/train-00000-of-00002.parquet`, `en/validation.jsonl`. Where a data set consists of a loading script, which is never
 run, the parquet files that Hugging Face makes of it (`refs/convert/parquet`) are taken, if it has made some.
 
-From Hugging Face a file is fetched when its rows are asked for, into the hub's own cache; a data set is known by its commit. Which files
-were chosen is remembered, so that a machine that cannot reach the hub goes on with the commit it has. ModelScope gives a whole data set
-(or `folder` of it) at once, into its own cache.
+From Hugging Face a file is fetched when its rows are asked for, into the hub's own cache, or read where it lies if `data.streaming` is on;
+a data set is known by its commit. Which files were chosen is remembered, so that a machine that cannot reach the hub goes on with the
+commit it has. ModelScope gives a whole data set (or `folder` of it) at once, into its own cache.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from luthier.data.far_file import FarFile
 from luthier.data.parts import KINDS, Part, is_data, local_part
 from luthier.errors import UserError, did_you_mean
 from luthier.files import cache_home, write_json
@@ -146,7 +148,7 @@ def _split_of(file: str) -> str | None:
 
 
 def _from_huggingface(name: str, wanted: Wanted) -> tuple[Part, ...]:
-    memo = cache_home() / "hubs" / f"{sha256(json.dumps([name, *wanted]).encode()).hexdigest()[:32]}.json"
+    memo = _memo(name, wanted)
     try:
         commit, files = _looked_up(name, wanted)
     except _Unreachable:
@@ -156,8 +158,14 @@ def _from_huggingface(name: str, wanted: Wanted) -> tuple[Part, ...]:
         commit, files = known["commit"], known["files"]
     else:
         memo.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memo, {"name": name, "commit": commit, "files": files})
+        for known_as in (memo, _memo(name, wanted._replace(revision=commit))):  # a stream goes on with the commit it began with
+            write_json(known_as, {"name": name, "commit": commit, "files": files})
     return tuple(_part(name, commit, file) for file in files)
+
+
+def _memo(name: str, wanted: Wanted) -> Path:
+    """Where the files that were chosen are remembered."""
+    return cache_home() / "hubs" / f"{sha256(json.dumps([name, *wanted]).encode()).hexdigest()[:32]}.json"
 
 
 def _looked_up(name: str, wanted: Wanted) -> tuple[str, list[str]]:
@@ -222,7 +230,17 @@ def _part(name: str, commit: str, file: str) -> Part:
             what = f"the download of `{file}` failed ({_first_line(error)})"
             raise UserError(what, where=name, hint="Run it again; it goes on from here.") from error
 
-    return Part(f"{name}/{file}", fetch, f"huggingface {name} {commit} {file}", tuple(Path(file).suffixes))
+    def where_it_lies() -> io.RawIOBase:
+        import huggingface_hub
+
+        copy = huggingface_hub.try_to_load_from_cache(name, file, revision=commit, repo_type="dataset")
+        if isinstance(copy, str):
+            return io.FileIO(copy)
+        hub = huggingface_hub.HfFileSystem()
+        return FarFile(f"{name}/{file}", lambda: hub.open(f"datasets/{name}@{commit}/{file}", "rb"))
+
+    version = f"huggingface {name} {commit} {file}"
+    return Part(f"{name}/{file}", fetch, version, tuple(Path(file).suffixes), where_it_lies, commit)
 
 
 def _from_modelscope(name: str, wanted: Wanted) -> tuple[Part, ...]:

@@ -4,6 +4,7 @@
 
 A source has *parts*, one for each file. A part far away is fetched when its rows are asked for, so `max_examples` of a large data set
 fetches the first files of it and no more; what it is kept under is known before, so the cache of token stores need not fetch it at all.
+A stream fetches nothing, it reads each part where it lies. Rows are told by the part's own name, wherever it is kept.
 All files of a source have one format.
 """
 
@@ -29,8 +30,12 @@ from luthier.recipe.schema import Source
 _MAGIC = re.compile(r"[*?\[]")
 
 
-def rows_of(source: Source) -> Iterator[Row]:
+def rows_of(source: Source, *, on_the_way: bool = False) -> Iterator[Row]:
     """Yield `(origin, row)` for each row of a source, one file after the other.
+
+    Args:
+        source: with its path.
+        on_the_way: read far files where they lie, as a stream does; else they are fetched.
 
     Raises:
         UserError: there is no such source, or a file of it cannot be read.
@@ -38,9 +43,9 @@ def rows_of(source: Source) -> Iterator[Row]:
     if source.python:
         from luthier.data.python_source import mapped_rows, yielded_rows
 
-        yield from mapped_rows(source.python, _file_rows(source)) if source.path else yielded_rows(source.python)
+        yield from mapped_rows(source.python, _file_rows(source, on_the_way)) if source.path else yielded_rows(source.python)
     else:
-        yield from _file_rows(source)
+        yield from _file_rows(source, on_the_way)
 
 
 def digest_of(source: Source) -> list[Any]:
@@ -73,6 +78,11 @@ def lines_of(source: Source) -> int:
     """Lines of the files of a source, an estimate of its rows; a file that is far away or has no lines counts as one."""
     parts = parts_of(source) if source.path else ()
     return max(1, sum(_count_lines(part.fetch()) for part in parts if part.version is None))
+
+
+def file_names(source: Source) -> list[str]:
+    """What the files of a source are called in messages, in the order in which they are read; none for own code alone."""
+    return [part.name for part in parts_of(source)] if source.path else []
 
 
 def parts_of(source: Source) -> tuple[Part, ...]:
@@ -138,6 +148,6 @@ def headless(source: Source) -> bool:
     return bool(source.columns) and all(name.isdecimal() for name in source.columns.values())
 
 
-def _file_rows(source: Source) -> Iterator[Row]:
+def _file_rows(source: Source, on_the_way: bool) -> Iterator[Row]:
     for part in parts_of(source):
-        yield from read_rows(part.fetch(), documents=source.documents, headless=headless(source))
+        yield from read_rows(part.file(on_the_way=on_the_way), documents=source.documents, headless=headless(source))

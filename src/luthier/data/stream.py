@@ -2,7 +2,8 @@
 
 A unit knows where its row was read and how many units that row had given before, so a stream goes on after any unit without
 reading from the start: JSON lines by bytes, parquet by groups of rows, folders and data sets of many files by file. A packed file is
-unpacked up to the place, a file of any other kind read up to it.
+unpacked up to the place, a file of any other kind read up to it. Files far away are read where they lie (`far_file`), and a data set on
+a hub goes on with the commit that it began with.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from luthier.data.encode import Encoder, Piece
 from luthier.data.examples import Example, Origin
 from luthier.data.fill import Filler
+from luthier.data.parts import Part
 from luthier.data.pipeline import Made, Pipeline
 from luthier.data.problems import Problems
 from luthier.data.read import read_rows
@@ -43,7 +45,7 @@ class Unit(NamedTuple):
 
     Args:
         pieces: its segments.
-        line: of its row.
+        origin: of its row.
         counts: what was counted on the way to it.
         place: where its row was read.
         number: of the units of that row, from 1.
@@ -51,7 +53,7 @@ class Unit(NamedTuple):
     """
 
     pieces: tuple[Piece, ...]
-    line: int
+    origin: Origin
     counts: Counter[str]
     place: Place
     number: int
@@ -82,13 +84,14 @@ class SourceStream:
         self._last: Unit | None = None
         self._place, self._skip, self._first = Place(), 0, 0
         if state:
-            self.source = source.model_copy(update={"format": state["format"]})
+            known = {"revision": state["commit"]} if state.get("commit") else {}
+            self.source = source.model_copy(update={"format": state["format"], **known})
             self.units, self._tokens = state["units"], state["tokens"]
             self._place = Place(state["part"], Mark(**state["mark"]))
             self._skip, self._first = state["skip"], state["first"]
-            self._check(state["file"])
+            self._check(state["file"], state.get("version"))
         elif source.format == "auto":
-            chosen, _ = choose_format(source, rows_of(source), encoder.settings.stage)
+            chosen, _ = choose_format(source, rows_of(source, on_the_way=True), encoder.settings.stage)
             self.source = source.model_copy(update={"format": chosen.NAME})
         self._reading = self._read()
 
@@ -119,12 +122,15 @@ class SourceStream:
         """Where it stands, as plain data."""
         last = self._last
         place = last.place if last else self._place
+        part = self._part(place.part)
         return {
             "format": self.source.format,
             "units": self.units,
             "tokens": self._tokens,
             "part": place.part,
-            "file": self._file(place.part),
+            "file": part.name if part else "",
+            "version": part.version if part else None,
+            "commit": part.commit if part else None,
             "mark": asdict(place.mark),
             "skip": last.number if last else self._skip,
             "first": last.example if last else self._first,
@@ -143,15 +149,18 @@ class SourceStream:
         made = pipeline.made(pipeline.drafts(0, placed, self._first))
         yield from islice(_units(made, problems, chunks=stage == "pt"), self._skip, None)
 
-    def _file(self, part: int) -> str:
-        """The name of a file of the source, by which a changed source is known."""
+    def _part(self, number: int) -> Part | None:
+        """A file of the source, by whose name and version a changed source is known."""
         parts = parts_of(self.source) if self.source.path else ()
-        return parts[part].name if part < len(parts) else ""
+        return parts[number] if number < len(parts) else None
 
-    def _check(self, file: str) -> None:
-        if self._file(self._place.part) != file:
+    def _check(self, file: str, version: str | None) -> None:
+        part = self._part(self._place.part)
+        name, now = (part.name, part.version) if part else ("", None)
+        if name != file or (version and now != version):
+            is_it = "which has another content now" if name == file else "which is no longer in its place"
             raise UserError(
-                f"the source has changed: the run stood in `{file}`, which is no longer in its place",
+                f"the source has changed: the run stood in `{file}`, {is_it}",
                 where=title_of(self.source),
                 hint="Restore the files, or start a new run.",
             )
@@ -169,7 +178,7 @@ def _units(made: Iterator[list[Made]], problems: Problems, *, chunks: bool) -> I
                 row, given = place, 0
             for some in [(piece,) for piece in pieces] if chunks else [tuple(pieces)] * bool(pieces):
                 given += 1
-                yield Unit(some, draft.origin.line, between, place, given, first)
+                yield Unit(some, draft.origin, between, place, given, first)
                 between = Counter()
     problems.finish()
 
@@ -215,8 +224,8 @@ class Trail:
             if number < self._place.part:
                 continue
             mark = replace(self._place.mark) if number == self._place.part else Mark()
-            before = Place(number, replace(mark))
-            for origin, row in read_rows(part.fetch(), documents=source.documents, headless=headless(source), mark=mark):
+            before, file = Place(number, replace(mark)), part.file(on_the_way=True)
+            for origin, row in read_rows(file, documents=source.documents, headless=headless(source), mark=mark):
                 self._noted.append((origin, before))
                 yield origin, row
                 before = Place(number, replace(mark))

@@ -17,7 +17,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,21 +37,42 @@ _ZSTANDARD = b"\x28\xb5\x2f\xfd"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def shown(path: Path) -> str:
-    """The path as it is named to people: relative to the working directory when it lies below."""
+@dataclass(frozen=True)
+class Remote:
+    """A file that lies elsewhere.
+
+    Args:
+        name: how it is called in messages: its address.
+        open: opens it at its first byte, as a copy on this disk or where it lies.
+        suffixes: of its name, which say what kind of file it is.
+    """
+
+    name: str
+    open: Callable[[], io.RawIOBase]
+    suffixes: tuple[str, ...] = ()
+
+
+File = Path | Remote
+"""What is read."""
+
+
+def shown(path: File) -> str:
+    """The path as it is named to people: relative to the working directory when it lies below; an address as it is."""
+    if isinstance(path, Remote):
+        return path.name
     absolute, here = os.path.abspath(path), os.getcwd()
     return os.path.relpath(absolute, here) if absolute.startswith(here.rstrip(os.sep) + os.sep) else str(path)
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
+def open_bytes(path: File) -> Iterator[io.BufferedReader[Any]]:
     """The content of a file, decompressed if it begins as gzip or Zstandard does.
 
     Raises:
         UserError: the file is missing (the hint names the nearest one there), unreadable, or its compressed data is damaged.
     """
     try:
-        with io.BufferedReader(io.FileIO(path), _BUFFER) as file:
+        with io.BufferedReader(path.open() if isinstance(path, Remote) else io.FileIO(path), _BUFFER) as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
                 with io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER) as unpacked:
                     yield unpacked
@@ -74,7 +95,7 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
         raise UserError(f"is no place of a file: {os.strerror(error.errno).lower()}", where=shown(path)) from error
 
 
-def _unpacked(file: io.BufferedReader[Any], path: Path) -> io.BufferedReader[Any]:
+def _unpacked(file: io.BufferedReader[Any], path: File) -> io.BufferedReader[Any]:
     """The content of Zstandard data. Only files that are so packed load pyarrow for it."""
     import pyarrow
 
@@ -95,7 +116,9 @@ def _unpacked(file: io.BufferedReader[Any], path: Path) -> io.BufferedReader[Any
     return io.BufferedReader(_Stream(), _BUFFER)
 
 
-def _nearest_file(path: Path) -> str | None:
+def _nearest_file(path: File) -> str | None:
+    if isinstance(path, Remote):
+        return None
     if not path.parent.is_dir():
         return f"There is no folder `{shown(path.parent)}`."
     best = nearest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_file()])
@@ -119,7 +142,7 @@ class Mark:
     encoding: str | None = None
 
 
-def read_lines(path: Path, mark: Mark | None = None) -> Iterator[tuple[int, str | RowProblem]]:
+def read_lines(path: File, mark: Mark | None = None) -> Iterator[tuple[int, str | RowProblem]]:
     r"""Numbered lines (from 1) with their `\n`, read as they are asked for; a line that does not decode is a `RowProblem`.
 
     Args:
@@ -158,7 +181,7 @@ def _advance(file: io.BufferedReader[Any], offset: int) -> None:
         offset -= len(block)
 
 
-def _raw_lines(file: io.BufferedReader[Any], path: Path, before: int) -> Iterator[bytes]:
+def _raw_lines(file: io.BufferedReader[Any], path: File, before: int) -> Iterator[bytes]:
     """Lines of a file, none of them endless: a small packed file may hold a line that is larger than the memory.
 
     Raises:
@@ -172,7 +195,7 @@ def _raw_lines(file: io.BufferedReader[Any], path: Path, before: int) -> Iterato
         yield raw
 
 
-def _whole(file: io.BufferedReader[Any], path: Path) -> bytes:
+def _whole(file: io.BufferedReader[Any], path: File) -> bytes:
     """The whole of a file that has to be in memory.
 
     Raises:
@@ -193,7 +216,7 @@ def _size() -> str:
     return f"{LARGEST >> 30} GiB" if LARGEST >> 30 else f"{LARGEST} bytes"
 
 
-def read_text(path: Path) -> str:
+def read_text(path: File) -> str:
     """The whole file.
 
     Raises:
@@ -203,7 +226,7 @@ def read_text(path: Path) -> str:
         return _decode_whole(_whole(file, path), path)
 
 
-def _decode_whole(data: bytes, path: Path) -> str:
+def _decode_whole(data: bytes, path: File) -> str:
     encoding = "utf-16" if data[:2] in _UTF16 else "utf-8-sig"
     try:
         try:
@@ -222,7 +245,7 @@ def _undecodable(error: UnicodeDecodeError) -> str:
     return f"is not valid {name} text (byte 0x{error.object[error.start]:02x})"
 
 
-def _detect(data: bytes, path: Path, line: int) -> str:
+def _detect(data: bytes, path: File, line: int) -> str:
     """`utf-8` or `gb18030`, judged by the part of the data that begins with the first byte beyond ASCII.
 
     Single lines may be damaged, so it is UTF-8 when at least half of the telling lines of that part are.
