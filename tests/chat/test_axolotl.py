@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from luthier.chat import ChatTemplate, resolve
-from luthier.data.encode import joined, weigh
+from luthier.data.encode import weigh
 from luthier.data.examples import Origin
 from luthier.data.formats import sharegpt
+from luthier.data.texts import joined
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.data.tokenizer_pieces import PieceBackend
 from luthier.data.tokenizer_spm import SentencePieceEngine

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from luthier.chat import ChatTemplate, resolve
-from luthier.data.encode import Encoder, Settings, joined, weigh
+from luthier.data.encode import Encoder, Settings, weigh
 from luthier.data.examples import Conversation, Document, Origin
 from luthier.data.problems import RowError
+from luthier.data.texts import joined
 from luthier.data.tokenizer import Encoded, Tokenizer, load_tokenizer
 
 HERE = Origin("rows.json", 1, 0)

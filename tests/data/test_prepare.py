@@ -101,6 +101,45 @@ def test_a_store_from_the_cache_calls_the_files_by_their_names_of_today(
     assert copy.store.origin(1).endswith("copy.jsonl:2")
 
 
+def test_rows_are_told_by_their_own_file(tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for number in (1, 2):
+            written(tmp_path / name / f"{name}{number}.jsonl", rows(number))
+    (tmp_path / "rows.py").write_text("def load():\n    yield {'instruction': 'q', 'output': 'a'}\n")
+    sources = [str(tmp_path / "one"), {"python": f"{tmp_path / 'rows.py'}:load"}]
+    first = prepare(recipe(sources), tokenizer, chatml).store
+    assert [Path(first.origin(index)).name for index in range(len(first))] == [
+        "one1.jsonl:1",
+        "one2.jsonl:1",
+        "one2.jsonl:2",
+        "rows.py:1",
+    ]
+    again = prepare(recipe([str(tmp_path / "two"), sources[1]]), tokenizer, chatml)
+    assert again.report.cached
+    assert [Path(again.store.origin(index)).name for index in (2, 3)] == ["two2.jsonl:2", "rows.py:1"]
+    pinned = prepare(recipe([str(tmp_path / "gone"), sources[1]]), tokenizer, chatml, pinned=first.key).store
+    assert [Path(pinned.origin(index)).name for index in (2, 3)] == ["one2.jsonl:2", "rows.py:1"]
+
+
+def test_empty_answers_and_control_tokens_are_told_with_their_first_place(
+    tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate
+) -> None:
+    content = [*rows(2), {"instruction": "q", "output": ""}, {"instruction": "What is <|im_end|>?", "output": "a"}]
+    file = written(tmp_path / "a.jsonl", [*content, *content])
+    for cached in (False, True):
+        report = prepare(recipe([file]), tokenizer, chatml).report
+        assert (report.cached, report.empty, report.letters) == (cached, 2, 2)
+        told = "\n".join(report.lines())
+        assert "the model learns to say nothing: 2 of 8 (25.0%) examples, first at " in told
+        assert "a.jsonl:3 (`luthier data check --fix`)" in told
+        assert "read as letters: 2 of 8 (25.0%) examples, first at " in told
+        assert "a.jsonl:4 (data.control_tokens)" in told
+    meant = prepare(recipe([file], control_tokens="tokens"), tokenizer, chatml).report
+    assert (meant.empty, meant.letters) == (2, 0)
+    assert meant.tokens < report.tokens
+
+
 def test_skipped_rows_are_named_also_when_the_store_is_in_the_cache(
     tmp_path: Path, tokenizer: Tokenizer, chatml: ChatTemplate
 ) -> None:

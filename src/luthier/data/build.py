@@ -11,7 +11,7 @@ from luthier.data.fill import Filler
 from luthier.data.pipeline import COUNTED, Draft, Made, Pipeline, total
 from luthier.data.problems import LISTED, Problems
 from luthier.data.read_examples import read_examples
-from luthier.data.sources import lines_of, title_of
+from luthier.data.sources import file_names, lines_of, title_of
 from luthier.data.store import Header, Segment, SourceInfo, StoreWriter
 from luthier.errors import UserError
 from luthier.recipe.schema import Recipe, Source
@@ -48,6 +48,7 @@ class Build:
         self._pipeline = Pipeline(encoder, self._problems, workers=recipe.data.workers)
         self._examples: list[tuple[int, int]] = []
         self._lines = [0] * len(inputs)
+        self._files = [{name: number for number, name in enumerate(file_names(source))} for source, _ in inputs]
         self._fill = Filler(recipe.data.variables, recipe.data.replace)
 
     def __call__(self, writer: StoreWriter) -> Header:
@@ -86,9 +87,11 @@ class Build:
         """Segments of a batch into the store."""
         segments: list[Segment] = []
         for draft, pieces, _ in batch:
+            files, origin = self._files[draft.source], draft.origin
+            file = files.setdefault(origin.file, len(files))
             for piece in pieces:
                 group = writer.segments + len(segments)
-                segments.append(Segment(piece.tokens, piece.weight, draft.number, draft.source, group, draft.origin.line))
+                segments.append(Segment(piece.tokens, piece.weight, draft.number, draft.source, group, origin.line, file=file))
         writer.write(segments)
         self._tell(batch[-1].draft)
 
@@ -119,12 +122,13 @@ class Build:
             counts=total(pipeline.counts.values()),
             rungs=dict(pipeline.rungs),
             bad=tuple(self._problems.by_kind(LISTED)),
+            places=pipeline.places,
         )
 
     def _sources(self) -> Iterator[SourceInfo]:
         for number, ((source, split), (first, read)) in enumerate(zip(self._inputs, self._examples, strict=True)):
             counts = {name: self._pipeline.counts[number][name] for name in COUNTED}
-            yield SourceInfo(title_of(source), split, first, read, counts)
+            yield SourceInfo(title_of(source), split, first, read, counts, tuple(self._files[number]))
 
 
 def _placeless(examples: Iterable[Example]) -> Iterator[tuple[Example, Any]]:

@@ -4,6 +4,8 @@ A template says which characters are learnt, as spans (begin, end, weight). A to
 characters; a token that reaches over a span's edge is not learnt, for it stands partly for text that the model was given. Spans that
 touch and weigh the same are one span.
 
+Control tokens that are written in a message are letters, those that the template writes are tokens (see `control_tokens.py`).
+
 Over-long segments, by `data.truncate`:
 
 - `turns` leaves out the oldest exchanges whole (see `truncate.py`); what is still too long is then cut at its end.
@@ -26,23 +28,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from luthier.chat import ChatTemplate, TemplateRefused
+from luthier.chat.ladder import Span
 from luthier.chat.template import TrainOn
 from luthier.chat.thinking import Thinking
+from luthier.data.control_tokens import ControlTokens
 from luthier.data.examples import Conversation, Document, Example
 from luthier.data.problems import RowError
+from luthier.data.texts import Text, supervised
 from luthier.data.tokenizer import Encoded, Tokenizer
 from luthier.data.truncate import droppable, fewest_dropped, shared_out, without_oldest
 
-ENCODER_VERSION = 4
+ENCODER_VERSION = 5
 """Raised when the same example would become other tokens or weights; part of a store's key."""
 
-Span = tuple[int, int, float]
 Truncation = Literal["turns", "end", "start", "drop", "infer_seqlen"]
 
 
@@ -57,6 +61,7 @@ class Settings:
         truncate: what is left of a conversation beyond `max_length`, see above.
         thinking: what becomes of thoughts, see `chat.thinking`.
         learn_thinking: whether they are learnt.
+        control_tokens: what those are that are written in the data: `text`, `tokens`, or `auto`, text in all but documents.
     """
 
     stage: str
@@ -65,22 +70,7 @@ class Settings:
     truncate: Truncation = "turns"
     thinking: Thinking = "template"
     learn_thinking: bool = True
-
-
-class Text(NamedTuple):
-    """One segment before tokenisation.
-
-    Args:
-        text: the whole of it.
-        spans: learnt characters as (begin, end, weight), in order.
-        rung: how the template found them.
-        answers: where `infer_seqlen` finds the answers, learnt or not.
-    """
-
-    text: str
-    spans: tuple[Span, ...]
-    rung: str
-    answers: tuple[Span, ...] = ()
+    control_tokens: Literal["auto", "text", "tokens"] = "auto"
 
 
 class Piece(NamedTuple):
@@ -111,6 +101,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, settings: Settings) -> None:
         self.tokenizer, self.template, self.settings = tokenizer, template, settings
         self._end = template.end_of_turn if template else ""
+        self._control = ControlTokens(tokenizer.control_tokens if settings.control_tokens != "tokens" else ())
 
     def texts(self, example: Example) -> list[Text]:
         """The texts of an example, one for each segment.
@@ -123,6 +114,14 @@ class Encoder:
             if not _is_unicode(item.text):
                 raise RowError("the text holds half of a surrogate pair, which is no character")
         return texts
+
+    def encode(self, texts: Sequence[Text], threads: int = 1) -> list[Encoded]:
+        """Tokens of texts, on so many threads."""
+        found = self.tokenizer.encode_batch([item.text for item in texts], threads)
+        for number, item in enumerate(texts):
+            if item.letters:
+                found[number] = self.tokenizer.encode(item.text, item.letters)
+        return found
 
     def shortened(
         self, example: Example, texts: Sequence[Text], encoded: Sequence[Encoded]
@@ -166,7 +165,7 @@ class Encoder:
         def fits(count: int) -> bool:
             if count not in tried:
                 rest = self._supervised(replace(example, messages=without_oldest(example.messages, count)), train_on)
-                tried[count] = rest, [self.tokenizer.encode(item.text) for item in rest]
+                tried[count] = rest, self.encode(rest)
             return all(len(tokens.ids) <= limit for tokens in tried[count][1])
 
         count = fewest_dropped(example.messages, most, excess=1 - limit / length, fits=fits)
@@ -195,7 +194,8 @@ class Encoder:
         if isinstance(example, Document):
             if not example.text:
                 raise RowError("the text is empty")
-            return [Text(example.text, (), "all")]
+            letters = self._control.places(example.text) if self.settings.control_tokens == "text" else ()
+            return [Text(example.text, (), "all", letters=letters)]
         if not isinstance(example, Conversation):
             raise TypeError(f"stage {self.settings.stage} cannot learn from a {type(example).__name__}")
         texts = self._supervised(example, self.settings.train_on)
@@ -209,17 +209,11 @@ class Encoder:
     def _supervised(self, example: Conversation, train_on: TrainOn) -> list[Text]:
         """What the template writes, and what of it is learnt."""
         assert self.template is not None
+        choices: dict[str, Any] = {"thinking": self.settings.thinking, "learn_thinking": self.settings.learn_thinking}
         try:
-            found = self.template.supervise(
-                example.messages,
-                example.tools,
-                train_on,
-                thinking=self.settings.thinking,
-                learn_thinking=self.settings.learn_thinking,
-            )
+            return supervised(self.template, self._control, example.messages, example.tools, train_on, **choices)
         except TemplateRefused as error:
             raise RowError(f"the template refuses it: {error}") from error
-        return [Text(item.text, joined(item.spans), item.rung) for item in found]
 
     def _piece(self, item: Text, encoded: Encoded, weight: NDArray[np.float32]) -> Piece:
         """One segment of a conversation, cut if need be."""
@@ -271,6 +265,8 @@ class Encoder:
     def _forget(self, item: Text, encoded: Encoded, weight: NDArray[np.float32], begin: int, end: int) -> None:
         """The first end-of-turn that lies between two characters is not learnt."""
         place = item.text.find(self._end, begin, end) if self._end else -1
+        while any(first <= place < last for first, last in item.letters):  # written in the answer, not by the template
+            place = item.text.find(self._end, place + 1, end)
         if place >= 0:
             weight[(encoded.ends > place) & (encoded.starts < place + len(self._end))] = 0
 
@@ -297,17 +293,6 @@ def weigh(encoded: Encoded, spans: Sequence[Span]) -> NDArray[np.float32]:
     span = np.searchsorted(begins, encoded.starts, side="right") - 1
     inside = (span >= 0) & (encoded.ends <= ends[span]) & (encoded.starts < ends[span])
     return np.where(inside, weights[span], np.float32(0))
-
-
-def joined(spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Spans, those drawn together that touch and weigh the same."""
-    result: list[Span] = []
-    for begin, end, weight in spans:
-        if result and result[-1][1] == begin and result[-1][2] == weight:
-            result[-1] = (result[-1][0], end, weight)
-        else:
-            result.append((begin, end, weight))
-    return tuple(result)
 
 
 def _is_unicode(text: str) -> bool:

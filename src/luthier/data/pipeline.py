@@ -15,14 +15,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from luthier.data.encode import Encoder, Piece, Text
-from luthier.data.examples import Example, Origin
+from luthier.chat.thinking import thought_of
+from luthier.data.encode import Encoder, Piece
+from luthier.data.examples import Conversation, Example, Origin
 from luthier.data.problems import Problems, RowError
+from luthier.data.texts import Text
 from luthier.data.tokenizer import Encoded
 
 BATCH = 1_000_000
 """Characters that are tokenised together."""
-COUNTED = ("rows", "examples", "segments", "tokens", "supervised", "truncated", "shortened", "turns", "dropped", "skipped")
+COUNTED = (
+    *("rows", "examples", "segments", "tokens", "supervised", "truncated", "shortened", "turns", "dropped", "skipped"),
+    *("empty", "letters"),
+)
 """What is counted for each source; `data.report` says what each of them is."""
 _MOST_THREADS = 8
 
@@ -78,6 +83,7 @@ class Pipeline:
     Attributes:
         counts: of each source, by its index, the `COUNTED` numbers.
         rungs: rung of the mask ladder → segments.
+        places: of what is counted as `empty` and `letters`, the first place.
         read: of each source, the examples that were read, which may be ahead of the counts.
     """
 
@@ -85,6 +91,7 @@ class Pipeline:
         self.encoder, self.problems = encoder, problems
         self.counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self.rungs: Counter[str] = Counter()
+        self.places: dict[str, str] = {}
         self.read: Counter[int] = Counter()
         self._threads, self._batch = _threads(workers), batch
 
@@ -121,8 +128,8 @@ class Pipeline:
         waiting: tuple[list[Draft], Future[list[Encoded]]] | None = None
         with ThreadPoolExecutor(1) as pool:
             for batch in self._batches(drafts):
-                texts = [item.text for draft in batch for item in draft.texts]
-                coming = pool.submit(self.encoder.tokenizer.encode_batch, texts, self._threads)
+                texts = [item for draft in batch for item in draft.texts]
+                coming = pool.submit(self.encoder.encode, texts, self._threads)
                 if waiting:
                     yield self._finished(waiting[0], waiting[1].result())
                 waiting = batch, coming
@@ -159,9 +166,26 @@ class Pipeline:
             counts |= {"shortened": int(turns > 0), "turns": turns} if pieces else {"dropped": 1}
         for piece in pieces or ():
             self.rungs[piece.rung] += 1
+        if pieces:
+            counts |= {"empty": int(_is_silent(draft.example)), "letters": int(any(item.letters for item in draft.texts))}
+            for name in ("empty", "letters"):
+                if counts[name]:
+                    self.places.setdefault(name, str(draft.origin))
         counts |= _numbers(pieces or ())
         self.counts[draft.source].update(counts)
         return Made(draft, pieces or [], counts)
+
+
+def _is_silent(example: Example) -> bool:
+    """Whether an answer of it that is learnt says nothing, so that the model learns to end there at once."""
+    return isinstance(example, Conversation) and any(
+        message["role"] == "assistant"
+        and not message["content"].strip()
+        and not message.get("tool_calls")
+        and not thought_of(message)
+        and message.get("weight") != 0
+        for message in example.messages
+    )
 
 
 def _numbers(pieces: Sequence[Piece]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from luthier.data.build import Build, Input
 from luthier.data.encode import ENCODER_VERSION, Encoder, Settings
 from luthier.data.registry import resolve
 from luthier.data.report import DataReport, SourceReport
-from luthier.data.sources import digest_of, title_of
+from luthier.data.sources import digest_of, file_names, title_of
 from luthier.data.store import FORMAT_VERSION, TokenStore, empty_store
 from luthier.data.store_cache import is_cached, key_of, open_or_build
 from luthier.data.tokenizer import Tokenizer
@@ -96,7 +96,15 @@ def prepare(
     """
     began = time.monotonic()
     inputs, data = _inputs(recipe), recipe.data
-    settings = Settings(recipe.stage.type, data.max_length, data.train_on, data.truncate, data.thinking, data.learn_thinking)
+    settings = Settings(
+        recipe.stage.type,
+        data.max_length,
+        data.train_on,
+        data.truncate,
+        data.thinking,
+        data.learn_thinking,
+        data.control_tokens,
+    )
     encoder = Encoder(tokenizer, template, settings)
     stream = None
     if data.streaming:
@@ -112,7 +120,8 @@ def prepare(
             hint="Restore the files, or start a new run.",
         )
     store, cached = open_or_build(key, Build(key, inputs, encoder, recipe, progress or _silent), run)
-    store.name_sources(title_of(source) for source, _ in inputs)
+    here = key != pinned  # a run that was resumed asks for no files: they may be gone
+    store.name_sources((title_of(source), file_names(source) if here else ()) for source, _ in inputs)
     seconds = time.monotonic() - began
     if stream:
         return _streamed(store, stream, cached=cached, seconds=seconds)
@@ -194,6 +203,7 @@ def _report(dataset: Dataset, recipe: Recipe, cached: bool, seconds: float) -> D
         sources=sources,
         rungs=header.rungs,
         bad=header.bad,
+        places=header.places,
         template=header.template,
         max_length=header.max_length,
         cached=cached,

@@ -24,6 +24,8 @@ class Counts:
         turns: exchanges that they lost.
         dropped: examples left out because of their length: by `truncate: drop`, or as nothing to learn was left of them.
         skipped: bad rows left out (`data.on_error: skip`).
+        empty: examples with an answer that says nothing.
+        letters: examples in which control tokens are written that are read as letters.
         train: units (sft: examples, pt: chunks) of one training epoch, source weights included.
         validation: units held out.
     """
@@ -38,6 +40,8 @@ class Counts:
     turns: int = 0
     dropped: int = 0
     skipped: int = 0
+    empty: int = 0
+    letters: int = 0
     train: int = 0
     validation: int = 0
 
@@ -78,6 +82,7 @@ class SourceReport(Counts):
         given = f"; {self.train:,} an epoch" if self.train else ""
         held = f"; {self.validation:,} held out" if self.validation else ""
         lost = {"shortened": self.shortened, "cut": self.truncated, "left out": self.dropped, "bad": self.skipped}
+        lost |= {"with an empty answer": self.empty, "with control tokens": self.letters}
         told = "".join(f"; {count:,} {word}" for word, count in lost.items() if count)
         return f"  {self.name}: {self.made()}{given}{held}{told}"
 
@@ -92,6 +97,7 @@ class DataReport(Counts):
         bad: what was wrong with the rows that were skipped, one line for each kind, with file and lines.
         template: name of the chat template, None without one.
         max_length: longest segment allowed, in tokens.
+        places: of what is counted as `empty` and `letters`, the first place.
         streamed: sources that are read on the way; their counts are known when they have been read.
         cached: the store was there already.
         seconds: time it took to prepare.
@@ -102,6 +108,7 @@ class DataReport(Counts):
     bad: tuple[str, ...] = ()
     template: str | None = None
     max_length: int = 0
+    places: Mapping[str, str] = field(default_factory=dict)
     streamed: list[str] = field(default_factory=list)
     cached: bool = False
     seconds: float = 0.0
@@ -129,7 +136,19 @@ class DataReport(Counts):
         if self.template:
             rungs = ", ".join(f"{name} {count:,}" for name, count in sorted(self.rungs.items()))
             lines.append(f"template {self.template}; mask found by: {rungs or 'nothing'}")
-        return lines + self.losses(self.max_length) + [f"  {kind}" for kind in self.bad if self.skipped]
+        return lines + self.losses(self.max_length) + self.oddities() + [f"  {kind}" for kind in self.bad if self.skipped]
+
+    def oddities(self) -> list[str]:
+        """What was learnt as it is and may not be meant, in words, with its first place; nothing where nothing was."""
+        words = {
+            "empty": (self.empty, "an empty answer, from which the model learns to say nothing", "`luthier data check --fix`"),
+            "letters": (self.letters, "control tokens written in the data, read as letters", "data.control_tokens"),
+        }
+        told = []
+        for name, (count, what, see) in words.items():
+            first = f", first at {self.places[name]}" if name in self.places else ""
+            told += [f"{what}: {_share(count, self.examples)} examples{first} ({see})"] if count else []
+        return told
 
 
 def _share(part: int, whole: int) -> str:

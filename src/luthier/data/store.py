@@ -15,7 +15,8 @@ Per segment (S in all):
 - `example` int32 [S]: number of the example the segment was made from, counted over all sources.
 - `source` int16 [S]: index into `header.sources`.
 - `group` int32 [S]: segments of one group (a preference pair) stay together in one micro-batch.
-- `line` int32 [S]: line of the example in its source's file.
+- `file` int32 [S]: index into the files of its source, `header.sources[source].files`.
+- `line` int32 [S]: line of the example in its file.
 - `label` int8 [S]: preference: 1 chosen, 0 rejected; feedback: 1 liked, 0 not; else -1.
 
 `header.json` carries the format version and is written last: a folder without it is not a store. A store of another version is
@@ -38,12 +39,12 @@ from luthier import faults
 from luthier.errors import UserError
 from luthier.files import write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the columns or their meaning change."""
 
 HEADER = "header.json"
 PER_TOKEN = {"tokens": "<i4", "weight": "<f2"}
-PER_SEGMENT = {"example": "<i4", "source": "<i2", "group": "<i4", "line": "<i4", "label": "|i1"}
+PER_SEGMENT = {"example": "<i4", "source": "<i2", "group": "<i4", "file": "<i4", "line": "<i4", "label": "|i1"}
 COLUMNS = {**PER_TOKEN, "offsets": "<i8", **PER_SEGMENT}
 """Column name → numpy dtype. Each lies in `<name>.bin`."""
 
@@ -59,6 +60,7 @@ class Segment(NamedTuple):
         group: number of its group.
         line: line of the example in its file.
         label: 1 or 0 for preference and feedback, else -1.
+        file: number of that file in its source.
     """
 
     tokens: NDArray[np.int32]
@@ -68,18 +70,20 @@ class Segment(NamedTuple):
     group: int
     line: int
     label: int = -1
+    file: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """One file that the store was made from.
+    """One source that the store was made from.
 
     Args:
-        file: its path when the store was built.
+        file: its name: a path, an address, or what it is called in a registry.
         split: `train` or `validation`.
         first_example: number of its first example; its examples are numbered on from there.
         examples: how many examples were read from it, dropped ones included.
-        counts: named counts of the build, of this file alone.
+        counts: named counts of the build, of this source alone.
+        files: its files, as the column `file` counts them.
     """
 
     file: str
@@ -87,6 +91,7 @@ class SourceInfo:
     first_example: int
     examples: int
     counts: Mapping[str, int] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,11 @@ class Header:
         max_length: longest segment, in tokens.
         segments: S.
         tokens: N.
-        sources: the files, in the order of the `source` column.
-        counts: named counts of the build over all files (see `data.pipeline.COUNTED`).
+        sources: what it was made from, in the order of the `source` column.
+        counts: named counts of the build over all sources (see `data.pipeline.COUNTED`).
         rungs: rung of the mask ladder → segments that were masked by it.
         bad: what was wrong with the rows that were skipped, one line for each kind.
+        places: of what is counted as `empty` and `letters`, the first place.
         version: format version.
     """
 
@@ -117,6 +123,7 @@ class Header:
     counts: Mapping[str, int] = field(default_factory=dict)
     rungs: Mapping[str, int] = field(default_factory=dict)
     bad: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
     @classmethod
@@ -136,7 +143,7 @@ class Header:
                 where=str(folder),
                 hint="Delete the folder; the store is made anew from the data.",
             )
-        sources = tuple(SourceInfo(**source) for source in raw["sources"])
+        sources = tuple(SourceInfo(**{**source, "files": tuple(source["files"])}) for source in raw["sources"])
         return cls(**{**raw, "sources": sources, "bad": tuple(raw.get("bad", ()))})
 
 
@@ -146,7 +153,7 @@ class TokenStore:
     Attributes:
         folder: where it lies.
         header: what it says about itself.
-        tokens, weight, offsets, example, source, group, line, label: the columns, as described above.
+        tokens, weight, offsets, example, source, group, file, line, label: the columns, as described above.
     """
 
     tokens: NDArray[np.int32]
@@ -155,6 +162,7 @@ class TokenStore:
     example: NDArray[np.int32]
     source: NDArray[np.int16]
     group: NDArray[np.int32]
+    file: NDArray[np.int32]
     line: NDArray[np.int32]
     label: NDArray[np.int8]
 
@@ -202,15 +210,23 @@ class TokenStore:
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return self.tokens[span], self.weight[span]
 
-    def name_sources(self, files: Iterable[str]) -> None:
-        """Call the sources by these names, in their order: the same content may lie elsewhere than when the store was built."""
-        named = tuple(replace(source, file=file) for source, file in zip(self.header.sources, files, strict=True))
+    def name_sources(self, names: Iterable[tuple[str, Sequence[str]]]) -> None:
+        """Call the sources and their files by these names, in their order: the same content may lie elsewhere than it did.
+
+        Args:
+            names: of each source, and of the first of its files; those that are not named keep their names.
+        """
+        named = tuple(
+            replace(source, file=name, files=(*files, *source.files[len(files) :]))
+            for source, (name, files) in zip(self.header.sources, names, strict=True)
+        )
         self.header = replace(self.header, sources=named)
         self.__dict__.pop("source_names", None)
 
     def origin(self, index: int) -> str:
         """`file:line` of the example that segment `index` was made from."""
-        return f"{self.header.sources[int(self.source[index])].file}:{int(self.line[index])}"
+        source, file = self.header.sources[int(self.source[index])], int(self.file[index])
+        return f"{source.files[file] if file < len(source.files) else source.file}:{int(self.line[index])}"
 
 
 def memory_store(header: Header, columns: Mapping[str, Any]) -> TokenStore:

@@ -13,6 +13,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -248,10 +249,13 @@ class StreamBatches:
             "example": [unit for unit, *_ in rows],
             "source": [source for _, source, *_ in rows],
             "group": numbers,
-            "line": [made.line for _, _, made, _ in rows],
+            "file": numbers,
+            "line": [made.origin.line for _, _, made, _ in rows],
             "label": np.full(len(rows), -1),
         }
-        store = memory_store(self._header, columns)
+        files = tuple(made.origin.file for _, _, made, _ in rows)
+        sources = tuple(replace(source, files=files) for source in self._header.sources)
+        store = memory_store(replace(self._header, sources=sources), columns)
         return Drawn(store, numbers, np.array(columns["example"], np.int64) << 32 | numbers, len(units))
 
 

@@ -18,14 +18,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from luthier.data import tokenizer_files as files
 from luthier.data.tokenizer_pieces import Encoded, PieceBackend
 from luthier.errors import UserError
+
+if TYPE_CHECKING:
+    from luthier.chat.marks import Place
+    from luthier.data.tokenizer_twin import Twin
 
 __all__ = ["Encoded", "Tokenizer", "load_tokenizer"]
 
@@ -35,10 +40,12 @@ class LibraryBackend:
 
     Attributes:
         rust: that tokenizer.
+        controls: texts of its control tokens.
     """
 
     def __init__(self, rust: Any) -> None:
         self.rust = _plain(rust)
+        self.controls = tuple(token.content for token in rust.get_added_tokens_decoder().values() if token.special)
 
     @property
     def vocab_size(self) -> int:
@@ -49,6 +56,16 @@ class LibraryBackend:
         """Ids and offsets of each text. The library fixes its number of threads at the first call in a process."""
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
         return [self._columns(found) for found in self.rust.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_letters(self, text: str, letters: Sequence[Place]) -> Encoded:
+        """Ids and offsets of one text; control tokens in the given places are letters."""
+        return self._twin.encode(text, letters)
+
+    @cached_property
+    def _twin(self) -> Twin:
+        from luthier.data.tokenizer_twin import Twin
+
+        return Twin(self.rust, self.controls)
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         """Text of ids."""
@@ -131,9 +148,19 @@ class Tokenizer:
         """Ids in all, special tokens included."""
         return self._backend.vocab_size
 
-    def encode(self, text: str) -> Encoded:
-        """Ids and offsets of `text`; special tokens written in it are recognised, none are added."""
-        return self._backend.encode_batch([text], 1)[0]
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Texts of the tokens that are no text: those that begin and end turns, and the like."""
+        return self._backend.controls
+
+    def encode(self, text: str, letters: Sequence[Place] = ()) -> Encoded:
+        """Ids and offsets of `text`; special tokens written in it are recognised, none are added.
+
+        Args:
+            text: whole.
+            letters: places where control tokens are written that shall be read as letters, in order.
+        """
+        return self._backend.encode_letters(text, letters) if letters else self._backend.encode_batch([text], 1)[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[Encoded]:
         """`encode` for many texts at once, on up to `threads` threads."""
@@ -232,7 +259,7 @@ def _by_pieces(folder: Path, file: Path) -> Tokenizer:
     roles |= files.roles(folder, specials)
     adds_bos = files.read_json(folder / files.CONFIG).get("add_bos_token", "bos_token" in roles)
     return Tokenizer(
-        PieceBackend(engine, specials),
+        PieceBackend(engine, specials, files.control_tokens(folder, specials, engine.controls, len(engine.lengths))),
         roles=roles,
         fingerprint=files.fingerprint(folder),
         adds_bos=bool(adds_bos),

@@ -63,6 +63,21 @@ def added_tokens(folder: Path) -> dict[str, int]:
     return {entry["content"]: int(id_) for id_, entry in listed.items()} | read_json(folder / "added_tokens.json")
 
 
+def control_tokens(folder: Path, specials: Mapping[str, int], own: Iterable[str], known: int) -> list[str]:
+    """Special tokens that stand for no text.
+
+    Args:
+        folder: may say of added tokens whether they are such (`special` in `tokenizer_config.json`).
+        specials: all special tokens, text → id.
+        own: those that the vocabulary itself says are such.
+        known: ids of the vocabulary; those above are added, and are such unless it is said that they are not.
+    """
+    listed = read_json(folder / CONFIG).get("added_tokens_decoder", {})
+    said = {entry["content"]: entry.get("special") for entry in listed.values()}
+    sure = {*own, *(text for text, special in said.items() if special)}
+    return [text for text, id_ in specials.items() if text in sure or (id_ >= known and said.get(text) is not False)]
+
+
 def roles(folder: Path, specials: Mapping[str, int]) -> dict[str, str]:
     """Role (`eos_token` …) → text of the token.
 

@@ -23,6 +23,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.chat.marks import Place
+from luthier.data.control_tokens import apart
+
 
 class Encoded(NamedTuple):
     """Tokens of one text, and the characters each of them stands for.
@@ -36,6 +39,10 @@ class Encoded(NamedTuple):
     ids: NDArray[np.int32]
     starts: NDArray[np.int32]
     ends: NDArray[np.int32]
+
+
+Part = tuple[int, int, int | None]
+"""Begin and end of a part of a text, and the id of the special token that it is; None for plain text."""
 
 
 class Engine(Protocol):
@@ -54,6 +61,11 @@ class Engine(Protocol):
     @property
     def specials(self) -> dict[str, int]:
         """Special tokens of the vocabulary itself: text → id."""
+        ...
+
+    @property
+    def controls(self) -> frozenset[str]:
+        """Those of them that stand for no text."""
         ...
 
     @property
@@ -88,10 +100,17 @@ def _expression(special: str) -> str:
 
 
 class PieceBackend:
-    """Encodes with an `Engine`, adds special tokens and offsets."""
+    """Encodes with an `Engine`, adds special tokens and offsets.
 
-    def __init__(self, engine: Engine, specials: Mapping[str, int]) -> None:
+    Args:
+        engine: the library.
+        specials: special tokens, text → id.
+        controls: those of them that stand for no text; by default all.
+    """
+
+    def __init__(self, engine: Engine, specials: Mapping[str, int], controls: Sequence[str] | None = None) -> None:
         self.engine, self.specials = engine, dict(specials)
+        self.controls = tuple(specials) if controls is None else tuple(controls)
         self._names = {id_: text for text, id_ in self.specials.items()}
         longest_first = sorted(self.specials, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(_expression, longest_first))) if longest_first else None
@@ -103,7 +122,13 @@ class PieceBackend:
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[Encoded]:
         """Ids and offsets of each text; special tokens in the text are recognised, none are added."""
-        layout = [list(self._cut(text)) for text in texts]
+        return self._joined(texts, [list(self._cut(text)) for text in texts], threads)
+
+    def encode_letters(self, text: str, letters: Sequence[Place]) -> Encoded:
+        """Ids and offsets of one text; control tokens in the given places are letters."""
+        return self._joined([text], [list(self._cut(text, letters))], 1)[0]
+
+    def _joined(self, texts: Sequence[str], layout: list[list[Part]], threads: int) -> list[Encoded]:
         stretches = [text[a:b] for text, parts in zip(texts, layout, strict=True) for a, b, special in parts if special is None]
         encoded = iter(self._align(stretches, threads))
         return [_join(parts, encoded) for parts in layout]
@@ -122,10 +147,11 @@ class PieceBackend:
                 text.append(self._names[id_])
         return "".join(text)
 
-    def _cut(self, text: str) -> Iterator[tuple[int, int, int | None]]:
-        """Parts of a text: (start, end, id of the special token | None for plain text)."""
+    def _cut(self, text: str, letters: Sequence[Place] = ()) -> Iterator[Part]:
+        """Parts of a text."""
         done = 0
-        for match in self._pattern.finditer(text) if self._pattern else ():
+        found = self._pattern.finditer(text) if self._pattern else iter(())
+        for match in apart(letters, found) if letters else found:
             if match.start() > done:
                 yield done, match.start(), None
             done = match.end()
@@ -173,7 +199,7 @@ def _places(
     return starts.astype(np.int32), ends.astype(np.int32)
 
 
-def _join(parts: list[tuple[int, int, int | None]], encoded: Iterator[Encoded]) -> Encoded:
+def _join(parts: list[Part], encoded: Iterator[Encoded]) -> Encoded:
     """Put the parts of one text together again, offsets counted from its start."""
     if len(parts) == 1 and parts[0][2] is None:
         return next(encoded)

@@ -67,6 +67,11 @@ class SentencePieceEngine:
         return {piece.piece: id_ for id_, piece in enumerate(self.proto.pieces) if piece.type in kinds}
 
     @property
+    def controls(self) -> frozenset[str]:
+        """Control pieces and the unknown one."""
+        return frozenset(piece.piece for piece in self.proto.pieces if piece.type in (CONTROL, UNKNOWN))
+
+    @property
     def roles(self) -> dict[str, str]:
         """Role → piece, for the roles that the model fills."""
         ids = {role: getattr(self._processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
@@ -95,8 +100,7 @@ class SentencePieceEngine:
         tokenizer.normalizer = self._normalizer(normalizers)
         steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         tokenizer.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", 1, 0)] if self.prefix else []))
-        controls = {piece.piece for piece in self.proto.pieces if piece.type in (CONTROL, UNKNOWN)}
-        known = len(self.lengths)
+        controls, known = self.controls, len(self.lengths)
         for text, id_ in sorted(specials.items(), key=lambda item: item[1]):
             token = AddedToken(text, normalized=False, special=text in controls or id_ >= known)
             tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])

@@ -105,6 +105,11 @@ class TiktokenEngine:
         return {text: len(self.ranks) + number for number, text in enumerate(self.vocabulary.specials)}
 
     @property
+    def controls(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset(self.specials)
+
+    @property
     def roles(self) -> dict[str, str]:
         """Role → special token."""
         known = {"bos_token": self.vocabulary.bos, "eos_token": self.vocabulary.eos, "pad_token": self.vocabulary.eos}

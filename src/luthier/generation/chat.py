@@ -1,8 +1,8 @@
 """A model that one can talk to: weights, tokenizer and chat template in one object.
 
 The prompt of each turn is the whole conversation, rendered by the same template and tokenised in the same way as in training, so
-the model sees in a chat exactly what it saw when it learnt. An answer ends at a token that the model or the tokenizer calls an
-end, or where the template's next turn would begin.
+the model sees in a chat exactly what it saw when it learnt; control tokens that somebody types are letters. An answer ends at a token
+that the model or the tokenizer calls an end, or where the template's next turn would begin.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.chat import TemplateRefused
+from luthier.data.control_tokens import ControlTokens
+from luthier.data.texts import written
 from luthier.errors import UserError
 from luthier.generation.decode import Answer, Decoder, Request, generate
 from luthier.generation.sampling import Decoding
@@ -48,6 +50,7 @@ class ChatModel:
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, template: ChatTemplate, *, name: str = "model") -> None:
         self.model, self.tokenizer, self.template, self.name = model, tokenizer, template, name
+        self._control = ControlTokens(tokenizer.control_tokens)
 
     def chat(self, messages: Messages, *, system: str | None = None, tools: Tools | None = None, **decoding: Any) -> str:
         """The answer to a question or to the last message of a conversation.
@@ -84,11 +87,12 @@ class ChatModel:
 
     def prompt(self, messages: Messages, *, system: str | None = None, tools: Tools | None = None) -> list[int]:
         """Token ids of a conversation up to where the answer begins."""
+        conversation = _conversation(messages, system)
         try:
-            text = self.template.render(_conversation(messages, system), tools, add_generation_prompt=True)
+            text, letters = written(self.template, self._control, conversation, tools)
         except TemplateRefused as refused:
             raise UserError(f"the chat template `{self.template.name}` refuses this conversation: {refused}") from refused
-        return [int(token) for token in self.tokenizer.encode(text).ids]
+        return [int(token) for token in self.tokenizer.encode(text, letters).ids]
 
     def decoding(self, **settings: Any) -> Decoding:
         """Settings with this model's own ends of an answer added."""

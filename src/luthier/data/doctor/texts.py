@@ -29,7 +29,9 @@ PLACEHOLDER = re.compile(rf"\{{\{{\s*[\w.\- ]{{1,40}}\s*\}}\}}|<(?!(?:{_HTML}|{_
 """`{{name}}` and `<NAME>`; tags of HTML and tokens of models are none."""
 _REPLACED = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|[\ue000-\uf8ff]")
 _MOJIBAKE = re.compile("[\xc2-\xf4\u0152-\u0192\u0400-\u04ff][\x80-\xbf\u2010-\u203a\u20ac\u2122\u0152-\u017e\u02c6\u02dc]")
-SPECIAL = re.compile(r"<\|[a-z_]{2,30}\|>|<｜[^｜]{1,30}｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>")
+SPECIAL = re.compile(
+    r"<\|[A-Za-z0-9_]{2,40}\|>|<｜[^｜]{1,30}｜>|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>"
+)
 """Tokens that open and close turns in chat models."""
 
 EMAIL = re.compile(r"[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,12}(?![\w@])", re.ASCII)

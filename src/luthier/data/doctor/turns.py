@@ -60,7 +60,7 @@ def dummy(messages: Talk) -> Found:
 
 
 def special_tokens(messages: Talk) -> Found:
-    """Tokens of chat templates in the text of a message: the model would read a turn where there is none."""
+    """Tokens of chat templates in the text of a message, which has no business with them."""
     for number, message in enumerate(messages, 1):
         text = message["content"]
         if ("<" in text or "[" in text or "<｜" in text) and (found := SPECIAL.search(text)):
@@ -139,7 +139,10 @@ def _check_ends(row: Row, example: Example) -> None:
             row.find("no-answer", "there is no assistant turn")
         elif example.messages[0]["role"] == "assistant":
             row.find("no-question", "an answer that nobody asked for", "turn 1")
-    elif isinstance(example, Document) and not example.text.strip():
-        row.find("empty", "the text is empty", "`text`")
+    elif isinstance(example, Document):
+        if not example.text.strip():
+            row.find("empty", "the text is empty", "`text`")
+        elif found := SPECIAL.search(example.text):
+            row.find("special-token", f"holds `{printable(found[0])}`", "`text`")
     elif isinstance(example, Prompt) and not any(message["content"].strip() for message in example.messages):
         row.find("no-question", "the prompt is empty")

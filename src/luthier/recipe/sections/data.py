@@ -111,6 +111,8 @@ class Data(Section):
     """Thoughts in answers: as the template has it, kept in all turns, stripped from earlier turns, or dropped everywhere."""
     learn_thinking: bool = True
     """Learn the thoughts that stand in an answer; if not, they are only read, and what follows them is learnt."""
+    control_tokens: Literal["auto", "text", "tokens"] = "auto"
+    """What `<|im_end|>` means where the data has it written: mere `text`, the `tokens`, or `auto`: text, but in documents tokens."""
     system: str | None = None
     """System prompt for examples that bring none."""
     train_on: Literal["assistant", "all", "last"] = "assistant"
