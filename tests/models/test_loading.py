@@ -52,7 +52,7 @@ def broken(folder: Path, how: str) -> None:
     elif how == "unknown type":
         config.write_text(json.dumps({"model_type": "moss"}))
     elif how == "not a language model":
-        config.write_text(json.dumps({"model_type": "vit"}))
+        config.write_text(json.dumps({"model_type": "t5"}))
     elif how == "no weights":
         weights.unlink()
     elif how == "pickled weights":
@@ -76,7 +76,7 @@ def broken(folder: Path, how: str) -> None:
         ("torn config", "not a usable model config"),
         ("not a config", "not a usable model config"),
         ("unknown type", "transformers cannot read this config of type `moss`"),
-        ("not a language model", "`vit` is not a causal language model"),
+        ("not a language model", "`t5` is not a causal language model"),
         ("no weights", "no safetensors weights here"),
         ("pickled weights", "Luthier never unpickles"),
         ("torn weights", "cannot be read"),

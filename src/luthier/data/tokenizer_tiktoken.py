@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import combining, normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,14 @@ class Vocabulary:
         bos: special token that opens a text, None without one.
         eos: special token that ends a text.
         specials: all special tokens, numbered on after the ranks.
+        composed: text is brought into Unicode's composed form (NFC) first.
     """
 
     digits: str
     bos: str | None
     eos: str
     specials: tuple[str, ...]
+    composed: bool = False
 
     @property
     def pattern(self) -> str:
@@ -50,8 +53,12 @@ def _llama3() -> tuple[str, ...]:
     return tuple(f"<|{name}|>" for name in named)
 
 
+def _qwen() -> tuple[str, ...]:
+    return ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
+
+
 VOCABULARIES = {
-    151643: Vocabulary(r"\p{N}", None, "<|endoftext|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>")),  # Qwen 1 … 3
+    151643: Vocabulary(r"\p{N}", None, "<|endoftext|>", _qwen(), composed=True),  # Qwen 1; from 1.5 on it is a tokenizer.json
     128000: Vocabulary(r"\p{N}{1,3}", "<|begin_of_text|>", "<|end_of_text|>", _llama3()),
 }
 """Known vocabularies, by their number of ranks."""
@@ -117,11 +124,17 @@ class TiktokenEngine:
 
     def encode(self, texts: list[str], threads: int) -> list[NDArray[np.int32]]:
         """Ids of each text."""
+        if self.vocabulary.composed:
+            texts = [normalize("NFC", text) for text in texts]
         return [np.array(ids, np.int32) for ids in self._encoding.encode_ordinary_batch(texts, num_threads=threads)]
 
     def aligned(self, text: str) -> Encoded:
-        """Never needed: the pieces of a text always add up to it."""
-        raise AssertionError(f"tiktoken lost bytes of {text!r}")
+        """Ids and offsets of a text that was not composed: a token stands for all characters that its own were made of."""
+        ids, composed = self.encode([text], 1)[0], normalize("NFC", text)
+        character = np.repeat(np.arange(len(composed)), [len(letter.encode()) for letter in composed])  # of each byte
+        ends = np.cumsum(self.lengths[ids])
+        first, after = _origins(text)
+        return Encoded(ids, first[character[ends - self.lengths[ids]]], after[character[ends - 1]])
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`, with U+FFFD for bytes that are no character; ids beyond the ranks have no text."""
@@ -129,7 +142,7 @@ class TiktokenEngine:
 
     def convert(self, specials: Mapping[str, int]) -> Any:
         """The same tokenizer as a `tokenizers.Tokenizer`."""
-        from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
         from tokenizers.models import BPE
 
         letter = _byte_letters()
@@ -140,6 +153,8 @@ class TiktokenEngine:
         vocab = {text(token): rank for token, rank in self.ranks.items()}
         merges = [(text(left), text(right)) for left, right in _merges(self.ranks)]
         tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=True))
+        if self.vocabulary.composed:
+            tokenizer.normalizer = normalizers.NFC()
         split = pre_tokenizers.Split(Regex(self.vocabulary.pattern), behavior="isolated", invert=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -165,3 +180,23 @@ def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
         known = [(left, right) for left, right in halves if left in ranks and right in ranks]
         pairs += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
     return pairs
+
+
+def _origins(text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """For each character of the composed text: the first character of `text` that it was made of, and the one after the last."""
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for end in range(1, len(text) + 1):
+        if end < len(text) and not _apart(text[start:end], text[end]):
+            continue
+        composed = normalize("NFC", text[start:end])
+        same = composed == text[start:end]
+        spans += [(place, place + 1) for place in range(start, end)] if same else [(start, end)] * len(composed)
+        start = end
+    columns = np.array(spans, np.int32).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1]
+
+
+def _apart(before: str, letter: str) -> bool:
+    """Whether nothing of `before` composes with the letter after it."""
+    return not combining(letter) and normalize("NFC", before + letter) == normalize("NFC", before) + normalize("NFC", letter)

@@ -19,11 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
-import luthier.models.legacy.alibi  # noqa: F401 (makes its class known to transformers)
+import luthier.models.legacy.alibi
+import luthier.models.legacy.deepseek_moe_model
+import luthier.models.legacy.yuan_model  # noqa: F401
 from luthier.errors import UserError
 from luthier.models.attention import NAME as SEGMENTS
 from luthier.models.fusion import fuse
 from luthier.models.hub import fetch
+from luthier.models.images import refuse_images
 from luthier.models.legacy.norm_head import unfold
 from luthier.models.quantize.base import layers_to_quantise, quantise, same_numbers_with_and_without_gradients, skeleton
 from luthier.models.quantize.packed import stored_in_few_bits
@@ -122,7 +125,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The config of a model folder.
 
     Raises:
-        UserError: no folder, no `config.json`, a broken one, or an architecture that transformers does not have.
+        UserError: no folder, no `config.json`, a broken one, an architecture that transformers does not have, or one that takes images.
     """
     file = folder / "config.json"
     try:
@@ -135,10 +138,12 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # whatever a broken config makes transformers raise
+        refuse_images(content, str(file))
         raise UserError(
             f"transformers cannot read this config of type `{kind}` ({_first_line(error)})", where=str(file)
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        refuse_images(config.to_dict(), str(file))
         raise UserError(f"`{kind}` is not a causal language model", where=str(file))
     return config
 

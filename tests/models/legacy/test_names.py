@@ -26,6 +26,9 @@ TARGETS = {
     "baichuan1_13b": ("W_pack", {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}),
     "baichuan2_7b": ("W_pack", {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}),
     "baichuan2_13b": ("W_pack", {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}),
+    "internlm2": ("wqkv", {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}),
+    "qwen1": ("c_proj", {"self_attn.o_proj", "mlp.down_proj"}),
+    "yuan2": ("v_proj", {"self_attn.v_proj"}),
 }
 """Fixture → an old name, and what it is now."""
 
@@ -33,6 +36,10 @@ FUSED = {
     "chatglm3": "transformer.encoder.layers.{}.self_attention.query_key_value",
     "baichuan2_7b": "model.layers.{}.self_attn.W_pack",
     "baichuan1_13b": "model.layers.{}.self_attn.W_pack",
+    "internlm2": "model.layers.{}.attention.wqkv",
+    "qwen1": "transformer.h.{}.attn.c_attn",
+    "yuan2": "model.layers.{}.self_attn.k_proj",
+    "deepseek_moe": "model.layers.{}.self_attn.q_proj",
 }
 """Fixture → the module that old adapters were trained on."""
 
@@ -81,7 +88,7 @@ def test_an_old_adapter_computes_what_it_did(name: str, pickled: bool, shared: P
     changed = copy_of(source, tmp_path / "changed")
     weights, adapter = load_file(changed / "model.safetensors"), {}
     generator = torch.Generator().manual_seed(0)
-    for layer in range(2):
+    for layer in range(json.loads((source / "config.json").read_text()).get("num_hidden_layers", 2)):
         module = FUSED[name].format(layer)
         rows, columns = weights[f"{module}.weight"].shape
         a, b = (torch.randn(shape, generator=generator) * 0.1 for shape in ((rank, columns), (rows, rank)))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "merges.
 """What a tokenizer encodes by."""
 SMALL_FILES = (*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "*.jinja")
 """All that is kept of an original beside its config and weights. Its code is not."""
+QUANTISED = "quantization_config"
+"""Key of a config whose weights are in few bits."""
 _CODE_KEYS = ("auto_map", "tokenizer_class", "name_or_path", "tokenizer_file")
 
 
@@ -49,11 +52,13 @@ def to_native(folder: Path, family: Family, out: Path, *, shard_bytes: int = SHA
     native = family.native(config)
     buffers: dict[str, str] = {}
     writer = ShardWriter(out, shard_bytes)
-    parameters = _without_buffers(stream(weight_files(folder)), family, config, buffers)
+    left_out = [*family.buffers(config), *(family.repeated if native.get("tie_word_embeddings") else ())]
+    parameters = _without(left_out, stream(weight_files(folder)), buffers)
     for name, tensor in carry(parameters, family.rules(config), str(folder)):
         if name == HEAD and native.get(NORMALISED_HEAD):
             tensor = at_rest(out, tensor)
-        native.setdefault("dtype", _name(tensor))
+        if tensor.is_floating_point():
+            native.setdefault("dtype", _name(tensor))
         writer.add(name, tensor)
     writer.close()
     write_json(out / "config.json", native | {ORIGIN: {"family": family.name, "config": dict(config), "buffers": buffers}})
@@ -77,14 +82,17 @@ def to_original(folder: Path, out: Path, *, small_files: Path | None = None, sha
     native = read_config(folder)
     family, config, buffers = origin(native, str(folder))
     writer = ShardWriter(out, shard_bytes)
+    tied = native.get("tie_word_embeddings")
+    copies = {original: copy for copy, original in family.repeated.items() if tied and copy in buffers}
     for name, tensor in carry(_with_trained_head(folder), family.rules(config), str(folder), back=True):
         writer.add(name, tensor)
-    made = family.buffers(config)
-    for pattern, dtype in buffers.items():
-        for name in _names(pattern, native["num_hidden_layers"]):
-            writer.add(name, made[pattern]().to(_dtype(dtype)))
+        if name in copies:
+            writer.add(copies[name], tensor.clone())
+    for pattern, make in family.buffers(config).items():
+        for name in _names(pattern, native["num_hidden_layers"]) if pattern in buffers else ():
+            writer.add(name, make().to(_dtype(buffers[pattern])))
     writer.close()
-    write_json(out / "config.json", config)
+    write_json(out / "config.json", _original_config(config, native))
     originals = next((place / ORIGINAL for place in (folder, small_files) if place and (place / ORIGINAL).is_dir()), None)
     if originals is not None:
         _copy(originals, out, SMALL_FILES)
@@ -120,11 +128,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _without_buffers(
-    tensors: Iterator[tuple[str, Tensor]], family: Family, config: Config, found: dict[str, str]
+def _original_config(config: Config, native: Config) -> dict[str, Any]:
+    """The original config, but for what merging changed: weights are dense that were not, a head is tied no longer."""
+    kept = {key: value for key, value in config.items() if key != QUANTISED or QUANTISED in native}
+    untied = config.get("tie_word_embeddings") and not native.get("tie_word_embeddings")
+    return kept | {"tie_word_embeddings": False} if untied else kept
+
+
+def _without(
+    patterns: Sequence[str], tensors: Iterator[tuple[str, Tensor]], found: dict[str, str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The stream without stored buffers; which there were is noted in `found`."""
-    patterns = family.buffers(config)
+    """The stream without tensors of these names; which of them there were, and of what type, is noted in `found`."""
     for name, tensor in tensors:
         buffer = next((pattern for pattern in patterns if match(pattern, name) is not None), None)
         if buffer is None:
@@ -147,9 +161,22 @@ def _describe_tokenizer(folder: Path, family: Family, config: Config, out: Path)
     added = family.tokenizer(config)
     said = {key: value for key, value in _read(folder / "tokenizer_config.json").items() if key not in _CODE_KEYS}
     plain = {"tokenizer_class": "PreTrainedTokenizerFast"} if (out / "tokenizer.json").is_file() else {}
-    write_json(out / "tokenizer_config.json", dict(added.config) | said | plain)
-    if added.tokens:
-        write_json(out / "added_tokens.json", dict(added.tokens) | _read(folder / "added_tokens.json"))
+    write_json(out / "tokenizer_config.json", dict(added.config) | said | dict(added.instead) | plain)
+    if tokens := dict(added.tokens) | _placed(added.names, out):
+        write_json(out / "added_tokens.json", tokens | _read(folder / "added_tokens.json"))
+
+
+def _placed(names: Sequence[str], folder: Path) -> dict[str, int]:
+    """Ids of special tokens: that of the piece of the same name, else numbers after the last piece."""
+    from sentencepiece import SentencePieceProcessor
+
+    file = next(folder.glob("*.model"), None)
+    if file is None or not names:
+        return {}
+    pieces = SentencePieceProcessor(model_file=str(file))
+    after = count(pieces.get_piece_size())
+    known = {name: pieces.piece_to_id(name) for name in names}
+    return {name: next(after) if id_ == pieces.unk_id() else id_ for name, id_ in known.items()}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -26,11 +26,15 @@ class Added:
 
     Args:
         tokens: special tokens beyond the vocabulary file: text → id.
-        config: keys for `tokenizer_config.json`, such as roles of special tokens and the chat template.
+        config: keys for `tokenizer_config.json` where it does not have them, such as roles of special tokens and the chat template.
+        names: special tokens that keep the id which the SentencePiece model has for them, or are numbered on after its pieces.
+        instead: keys that stand in the place of the file's.
     """
 
     tokens: Mapping[str, int] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    instead: Mapping[str, Any] = field(default_factory=dict)
 
 
 def nothing_added(_config: Config) -> Added:
@@ -53,6 +57,7 @@ class Family:
         native: the native `config.json`, made of the original one.
         rules: which tensors go where, given the original config.
         buffers: stored tensors that are no parameters, left out of the native model: pattern of the name → how to compute it, float32.
+        repeated: tensors that are stored a second time under another name, in old names: copy → original. Only where both are tied.
         tokenizer: what to add to the tokenizer's files.
         refuse: raises a UserError for a variant that cannot be converted exactly.
     """
@@ -62,6 +67,7 @@ class Family:
     native: Callable[[Config], dict[str, Any]]
     rules: Callable[[Config], tuple[Rule, ...]]
     buffers: Callable[[Config], dict[str, Callable[[], Tensor]]] = no_buffers
+    repeated: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Callable[[Config], Added] = nothing_added
     refuse: Callable[[Config, str], None] = lambda _config, _where: None
 

@@ -1,0 +1,145 @@
+"""Qwen, the first: long texts as in training, its tokenizer, and its checkpoints in four bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from unicodedata import normalize
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import luthier.models
+from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.errors import UserError
+from luthier.models.hub import fetch
+from luthier.models.legacy.command import convert_folder
+from tests.models.legacy.cases import copy_of, expected, fixture
+
+GROUP = 8
+"""Inputs that share a scale; 128 in published files."""
+WORD = 8
+"""Numbers of four bits in an int32."""
+
+
+@pytest.fixture
+def source(shared: Path) -> Path:
+    return fixture(shared, "qwen1")
+
+
+def test_beyond_its_context_it_computes_as_in_training(source: Path) -> None:
+    values = expected(source)
+    with torch.no_grad():
+        logits = luthier.models.load(str(source))(values["long.input_ids"]).logits
+    assert (logits - values["long_train_mode.logits"]).abs().max() <= 1e-4
+
+
+@pytest.fixture
+def tokenizer(source: Path, shared: Path, tmp_path: Path) -> Tokenizer:
+    folder = copy_of(source, tmp_path / "Qwen-1_8B-Chat")
+    for name in ("qwen.tiktoken", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(shared / "data" / "tokenizers" / "qwen" / name, folder / name)
+    return load_tokenizer(fetch(str(folder)))
+
+
+def test_its_ids_are_those_of_the_original(tokenizer: Tokenizer, shared: Path) -> None:
+    vectors = json.loads((shared / "data" / "tokenizers" / "qwen" / "vectors.json").read_text(encoding="utf-8"))["vectors"]
+    for vector in vectors:
+        if (
+            normalize("NFC", vector["text"]) == vector["text"] and "<|" not in vector["text"]
+        ):  # the vectors were made of bare ranks
+            assert tokenizer.encode(vector["text"]).ids.tolist() == vector["ids"], vector["text"]
+    text = "<|im_start|>user\n<|extra_0|><|extra_204|><|im_end|><|endoftext|>"
+    assert tokenizer.encode(text).ids.tolist() == [151644, 872, 198, 151646, 151850, 151645, 151643]
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id) == (151643, 151643, None)
+
+
+@pytest.mark.parametrize("text", ["cafe\u0301 re\u0301sume\u0301", "\u1112\u1161\u11ab \u212b\u2126", "q\u0323\u0307 \u0958a"])
+def test_text_is_composed_first_and_offsets_point_into_the_text_as_it_was(tokenizer: Tokenizer, text: str) -> None:
+    found = tokenizer.encode(text)
+    assert found.ids.tolist() == tokenizer.encode(normalize("NFC", text)).ids.tolist()
+    places = list(zip(found.starts.tolist(), found.ends.tolist(), strict=True))
+    assert set(range(len(text))) == {place for start, end in places for place in range(start, end)}
+    for id_, (start, end) in zip(found.ids.tolist(), places, strict=True):
+        piece = tokenizer.decode([id_])
+        assert "\ufffd" in piece or piece in normalize("NFC", text[start:end])
+
+
+def four_bits(weight: Tensor) -> dict[str, Tensor]:
+    """A layer as AutoGPTQ stores it, written out number by number."""
+    outputs, inputs = weight.shape
+    groups = inputs // GROUP
+    blocks = weight.T.reshape(groups, GROUP, outputs)
+    scales = ((blocks.amax(1) - blocks.amin(1)) / 15).half()
+    zeros = (-blocks.amin(1) / scales).round().clamp(0, 15).int()
+    numbers = (blocks / scales[:, None] + zeros[:, None]).round().clamp(0, 15).int().reshape(inputs, outputs)
+    qweight = torch.zeros(inputs // WORD, outputs, dtype=torch.int64)
+    for row in range(inputs):
+        qweight[row // WORD] |= numbers[row].long() << (4 * (row % WORD))
+    qzeros = torch.zeros(groups, outputs // WORD, dtype=torch.int64)
+    for column in range(outputs):
+        qzeros[:, column // WORD] |= ((zeros[:, column].long() - 1) % 16) << (4 * (column % WORD))
+    packed = {name: (value - (value >= 2**31) * 2**32).int() for name, value in (("qweight", qweight), ("qzeros", qzeros))}
+    return packed | {"scales": scales, "g_idx": torch.arange(inputs, dtype=torch.int32) // GROUP}
+
+
+def meant(layer: dict[str, Tensor]) -> Tensor:
+    """The weight that a stored layer stands for, read number by number."""
+    inputs, outputs = len(layer["g_idx"]), layer["scales"].shape[1]
+    weight = torch.zeros(outputs, inputs)
+    for i in range(inputs):
+        group = int(layer["g_idx"][i])
+        q = (layer["qweight"][i // WORD].long() >> (4 * (i % WORD))) & 15
+        z = torch.stack([((layer["qzeros"][group, o // WORD].long() >> (4 * (o % WORD))) & 15) + 1 for o in range(outputs)]) & 15
+        weight[:, i] = layer["scales"][group].float() * (q - z)
+    return weight
+
+
+@pytest.fixture
+def quantised(source: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint in AutoGPTQ's layout, and a plain one with the very weights that it stands for."""
+    packed, plain = copy_of(source, tmp_path / "Qwen-1_8B-Chat-Int4"), copy_of(source, tmp_path / "plain")
+    weights = load_file(source / "model.safetensors")
+    stored = dict(weights)
+    for name in [name for name in weights if ".attn.c_" in name or ".mlp." in name]:
+        if name.endswith(".weight"):
+            layer = four_bits(weights[name])
+            stored |= {f"{name.removesuffix('weight')}{part}": value for part, value in layer.items()}
+            weights[name] = meant(layer)
+            del stored[name]
+            if "c_attn" not in name:
+                stored[f"{name.removesuffix('weight')}bias"] = torch.zeros(len(weights[name]))  # as AutoGPTQ wrote them
+    config = json.loads((source / "config.json").read_text())
+    settings = {"bits": 4, "group_size": GROUP, "desc_act": False, "sym": True, "damp_percent": 0.01, "quant_method": "gptq"}
+    (packed / "config.json").write_text(json.dumps(config | {"quantization_config": settings, "fp16": True}))
+    save_file(stored, packed / "model.safetensors")
+    save_file(weights, plain / "model.safetensors")
+    return packed, plain
+
+
+def test_four_bits_are_cut_where_they_are_packed_and_come_back(quantised: tuple[Path, Path], tmp_path: Path) -> None:
+    packed, _plain = quantised
+    convert_folder(str(packed), tmp_path / "native")
+    native, original = load_file(tmp_path / "native" / "model.safetensors"), load_file(packed / "model.safetensors")
+    config = json.loads((tmp_path / "native" / "config.json").read_text())
+    assert (config["quantization_config"]["bits"], config["dtype"]) == (4, "float32")
+    layer = {part: original[f"transformer.h.0.attn.c_attn.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx")}
+    for number, name in enumerate("qkv"):
+        part = {key: native[f"model.layers.0.self_attn.{name}_proj.{key}"] for key in layer}
+        assert torch.equal(meant(part), meant(layer)[64 * number : 64 * (number + 1)])
+    convert_folder(str(tmp_path / "native"), tmp_path / "back", original_names=True)
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == original.keys()
+    assert all(torch.equal(back[key], original[key]) for key in original)
+
+
+def test_a_qwen_that_sees_is_refused(source: Path, tmp_path: Path) -> None:
+    folder = copy_of(source, tmp_path / "Qwen-VL")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"visual": {"image_size": 448}}))
+    with pytest.raises(UserError, match="`qwen` is a model that takes images") as caught:
+        fetch(str(folder))
+    assert "\n" not in str(caught.value)
