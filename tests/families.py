@@ -2,7 +2,8 @@
 
 Llama alone proves little. The families differ where fine-tuning code tends to be wrong: learned or ALiBi positions (GPT-2, OPT,
 BLOOM), transposed weights (GPT-2's `Conv1D`), soft-capped logits (Gemma-2), scaled logits (Granite, Cohere), a biased head (Phi),
-experts (Mixtral), per-head norms (Qwen3), partial rotary positions (GLM), fused query-key-value (BLOOM, Falcon, GPT-2, Phi-3-like).
+experts (Mixtral, DeepSeek-V3), compressed keys and values (DeepSeek-V3),
+per-head norms (Qwen3), partial rotary positions (GLM), fused query-key-value (BLOOM, Falcon, GPT-2, Phi-3-like).
 
     model = build("gemma2", seed=0)          # float32, eval mode, on the CPU
     folder = save("llama", tmp_path)         # the same as a transformers folder
@@ -117,6 +118,32 @@ def _cohere() -> PreTrainedConfig:
     return CohereConfig(**{key: value for key, value in _MODERN.items() if key != "head_dim"}, logit_scale=0.25)
 
 
+def _deepseek() -> PreTrainedConfig:
+    from transformers import DeepseekV3Config
+
+    return DeepseekV3Config(
+        **_COMMON,
+        hidden_size=HIDDEN,
+        intermediate_size=128,
+        moe_intermediate_size=32,
+        num_hidden_layers=LAYERS,
+        first_k_dense_replace=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        q_lora_rank=32,
+        kv_lora_rank=16,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        max_position_embeddings=512,
+    )
+
+
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _llama,
     "gpt2": _gpt2,
@@ -130,6 +157,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "falcon": _falcon,
     "phi": _phi,
     "cohere": _cohere,
+    "deepseek": _deepseek,
 }
 """Family name → its small config."""
 

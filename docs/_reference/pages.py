@@ -1,9 +1,9 @@
 """The reference pages of the docs, written from the program itself: every field of a recipe, every command, the embedded model's card.
 
-MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). Where a page holds `<!-- recipe fields -->`, `<!-- commands -->` or
-`<!-- the card of tiny -->`, what they name takes that line's place. English is the docstring or help text as it stands in the code;
-Chinese comes from `zh.yaml`, which pairs each English text with its translation. So an English text that changes has no translation
-until somebody has looked at it, and a test says so. The card is the same on both pages: it is in both languages.
+MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). Where a page holds `<!-- recipe fields -->`, `<!-- commands -->`,
+`<!-- methods and families -->` or `<!-- the card of tiny -->`, what they name takes that line's place. English is the docstring or help
+text as it stands in the code; Chinese comes from `zh.yaml`, which pairs each English text with its translation. So an English text that
+changes has no translation until somebody has looked at it, and a test says so. The card is the same on both pages: it is in both languages.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from luthier.recipe.help import Field, fields, section_at
 from luthier.recipe.schema import Section
 
 FIELDS, COMMANDS, CARD = "<!-- recipe fields -->", "<!-- commands -->", "<!-- the card of tiny -->"
+METHODS = "<!-- methods and families -->"
 TINY = Path(__file__).resolve().parents[2] / "src/luthier/models/tiny"
 Translate = Callable[[str], str]
 
@@ -31,7 +32,12 @@ Translate = Callable[[str], str]
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Fill in the tables of a page; called by MkDocs."""
     translate = chinese if page.file.src_uri.endswith(".zh.md") else str
-    for marker, write in ((FIELDS, recipe_reference), (COMMANDS, command_reference), (CARD, model_card)):
+    for marker, write in (
+        (FIELDS, recipe_reference),
+        (COMMANDS, command_reference),
+        (METHODS, method_table),
+        (CARD, model_card),
+    ):
         if marker in markdown:
             markdown = markdown.replace(marker, write(translate))
     return markdown
@@ -179,6 +185,22 @@ def _parameter(parameter: Any, choices: str, translate: Translate) -> tuple[str,
     return name, translate(parameter.help), default
 
 
+def method_table(translate: Translate) -> str:
+    """A row for each method, a column for each family: a tick, or the number of the reason why it cannot work."""
+    content = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text("utf-8"))
+    reasons = list(dict.fromkeys(cell["why"] for cell in content["cannot"]))
+
+    def cell(method: str, family: str) -> str:
+        found = next((c for c in content["cannot"] if method in c["methods"] and family in c["families"]), None)
+        return f"[{reasons.index(found['why']) + 1}]" if found else "✓"
+
+    rows = [(f"`{row['name']}`", *(cell(row["name"], family) for family in content["families"])) for row in content["methods"]]
+    head = ["`method`", *content["families"].values()]
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([table, "\n".join(f"{number}. {translate(why)}" for number, why in enumerate(reasons, 1))])
+
+
 def _table(translate: Translate, head: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
     titles = [title if title.startswith("`") else translate(title) for title in head]
     lines = [titles, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
@@ -204,4 +226,5 @@ def texts() -> set[str]:
 
     recipe_reference(keep)
     command_reference(keep)
+    method_table(keep)
     return found

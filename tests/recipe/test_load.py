@@ -139,7 +139,7 @@ def test_bad_value_on_the_command_line_names_the_file_and_the_line_of_the_key(fi
             ":9: `train.lerning_rate=1`: unknown key `train.lerning_rate`. Did you mean `train.learning_rate`?",
         ),
         ("learning_rate=1", "Did you mean `train.learning_rate`?"),
-        ("method=loar", ":8: `method=loar`: unknown method `loar`. Did you mean `lora`? Known: full, freeze, lora."),
+        ("method=loar", ":8: `method=loar`: unknown method `loar`. Did you mean `lora`? Known: full, freeze, lora, "),
         ("stage=xyz", "unknown stage `xyz`. Known: pt, sft"),
         ("train.schedule=cosin", "should be one of `constant`, `linear`, `cosine`, `wsd`, not `cosin`. Did you mean `cosine`?"),
         ("train.micro_batch_tokens=-1", "should be greater than 0 or `auto`, not `-1`"),

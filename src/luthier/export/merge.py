@@ -37,6 +37,8 @@ from luthier.export.stream import stream
 from luthier.export.tensors import bytes_of, write_model
 from luthier.files import is_disk_full, publish, temporary_sibling
 from luthier.generation.chat import ChatModel
+from luthier.models.adapters.borrowed import check_mergeable
+from luthier.models.adapters.format import kind_of
 from luthier.models.adapters.merge import merge as merge_adapter
 from luthier.models.hub import fetch
 from luthier.models.legacy.convert import origin, to_original
@@ -79,7 +81,8 @@ def merge(
         tell: hears what the user should know.
 
     Raises:
-        UserError: nothing found under that name, `out` holds something, the size is none, or the disk is full.
+        UserError: nothing found under that name, `out` holds something, the size is none, the adapter is a prefix or a prompt, which no
+            weight can hold, or the disk is full.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -91,6 +94,8 @@ def merge(
             f"`{max_shard_size}` is not a size", where="--max-shard-size", hint="Write it as `2GB` or `500MB`."
         ) from None
     source = find_source(run_or_folder, adapter=adapter, checkpoint=checkpoint)
+    if source.adapter is not None:
+        check_mergeable(kind_of(source.adapter))
     scheme = _trained_on(source) if onto == "quantised" else None
     wanted = getattr(torch, dtype) if dtype else _own_dtype(source)
     found = stream(_base(source), source.adapter, dtype=wanted, scheme=scheme) if source.adapter is not None else None

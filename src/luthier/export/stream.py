@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.export.tensors import Later
-from luthier.models.adapters.format import file_keys, read_values
+from luthier.models.adapters.format import file_keys, kind_of, read_values
 from luthier.models.adapters.format import read_config as read_adapter
 from luthier.models.adapters.insert import insert_adapter
 from luthier.models.adapters.lora import LoRALinear, adapted_layers
@@ -57,6 +57,8 @@ def stream(base: Path, adapter: Path, *, dtype: torch.dtype, scheme: Scheme | No
     Raises:
         UserError: the adapter cannot be read, or does not belong to this base.
     """
+    if kind_of(adapter) != "LORA":
+        return None
     config = read_config(base)
     if getattr(config, "quantization_config", None) is not None or getattr(config, NORMALISED_HEAD, False):
         return None

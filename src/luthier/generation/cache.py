@@ -6,7 +6,8 @@ that the attention mask hides, so that the next token of every row goes to the s
     row 0   . . . a b c d │ next
     row 1   . . . . . x y │ next      mask 0 0 0 0 0 1 1 1,  position of next: 2
 
-Position ids count the tokens of the row itself, never its columns. Layers with a sliding window keep all their keys here and
+Position ids count the tokens of the row itself, never its columns. A learnt prefix (`luthier.models.adapters.prompts`) is the first
+columns of each row, read with its prompt; such prompts are read one by one. Layers with a sliding window keep all their keys here and
 are narrowed by the mask alone: transformers' own sliding cache has one length for all rows, which rows of different length
 do not have.
 
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
+
+from luthier.models.adapters.prompts import Prompt, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +51,7 @@ class RowCache:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.batched = can_batch(model)
-        self._model = model
+        self._model, self._prefix = model, prompt_of(model)
         self._device = model.device
         self._memory: Any = None
         self._columns = 0
@@ -60,12 +63,23 @@ class RowCache:
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read new prompts, together, and append their rows. Returns the logits of their next token, [len(prompts), V]."""
+        if self._prefix is not None:
+            return torch.cat([self._add_behind(self._prefix, prompt) for prompt in prompts])
         memory = DynamicCache() if self.batched else DynamicCache(config=self._model.config)
         columns = max(len(prompt) for prompt in prompts)
         padding = [columns - len(prompt) for prompt in prompts]
         tokens = [[0] * blank + list(prompt) for blank, prompt in zip(padding, prompts, strict=True)]
         logits = self._forward(torch.tensor(tokens, device=self._device), memory, padding, columns)
         self._join(memory, padding, columns)
+        return logits
+
+    def _add_behind(self, prefix: Prompt, prompt: Sequence[int]) -> Tensor:
+        """Read one prompt behind the learnt prefix, and append its row."""
+        memory, columns = prefix.memory(self._model), prefix.length + len(prompt)
+        tokens = torch.tensor([list(prompt)], device=self._device)
+        embedded = prefix.before(self._model, tokens) if prefix.shape is None else None
+        logits = self._forward(tokens, memory, [0], columns, embedded)
+        self._join(memory, [0], columns)
         return logits
 
     def extend(self, tokens: Sequence[int]) -> Tensor:
@@ -87,14 +101,18 @@ class RowCache:
         for layer in _filled(self._memory):
             layer.keys, layer.values = layer.keys[index, :, unused:], layer.values[index, :, unused:]
 
-    def _forward(self, tokens: Tensor, memory: Any, padding: Sequence[int], columns: int) -> Tensor:
-        """Run `tokens` [B, n], the last n of `columns`, on top of `memory`. Returns the last one's logits, [B, V]."""
+    def _forward(
+        self, tokens: Tensor, memory: Any, padding: Sequence[int], columns: int, embedded: Tensor | None = None
+    ) -> Tensor:
+        """Run `tokens` [B, n] (or `embedded` [B, n, H]), the last n of `columns`, on top of `memory`. Returns the last logits, [B, V]."""
         place = torch.arange(columns, device=self._device) - torch.tensor(padding, device=self._device)[:, None]
-        inputs: dict[str, Any] = {"input_ids": tokens, self._memory_name: memory, "use_cache": True}
+        inputs: dict[str, Any] = {self._memory_name: memory, "use_cache": True}
+        inputs |= {"input_ids": tokens} if embedded is None else {"inputs_embeds": embedded}
+        count = (tokens if embedded is None else embedded).shape[1]
         if any(padding):
             inputs["attention_mask"] = (place >= 0).long()
         if self._takes_positions:
-            inputs["position_ids"] = place.clamp(min=0)[:, -tokens.shape[1] :]
+            inputs["position_ids"] = place.clamp(min=0)[:, -count:]
         if self._takes_last_only:
             inputs["logits_to_keep"] = 1
         return self._model(**inputs).logits[:, -1]

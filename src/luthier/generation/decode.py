@@ -24,6 +24,7 @@ from luthier.errors import UserError
 from luthier.generation.cache import RowCache
 from luthier.generation.sampling import Decoding, choose
 from luthier.generation.text import Decodes, TextStream
+from luthier.models.adapters.prompts import prefix_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -207,8 +208,9 @@ def generate(
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Most tokens that the model can attend to, or None where nothing limits it (ALiBi, state space models)."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Most tokens of text that the model can attend to, or None where nothing limits it (ALiBi, state space models)."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions - prefix_length(model) if positions else None
 
 
 @contextmanager

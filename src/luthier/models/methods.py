@@ -1,4 +1,4 @@
-"""Which weights move: `full`, `freeze` and `lora` applied to a model.
+"""Which weights move: a recipe's method applied to a model.
 
 A method freezes what stays, adds what is new, and hands back the trained parameters by name in the model's own order. That order is
 part of a run's state (optimizer moments are stored by it), so it depends on the model and the recipe alone.
@@ -13,14 +13,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError
+from luthier.models.adapters import borrowed
 from luthier.models.adapters.config import AdapterConfig, check_names
-from luthier.models.adapters.format import read_config, read_values
+from luthier.models.adapters.format import kind_of, read_config, read_values
 from luthier.models.adapters.insert import insert_adapter
 from luthier.models.adapters.merge import merge
 from luthier.models.checkpointing import decoder_layers
+from luthier.models.expand import expand
 from luthier.models.legacy.names import modern_names
 from luthier.models.linear import count_weights, quantised_layers
-from luthier.recipe.schema import Freeze, Full, LoRA, Method
+from luthier.recipe.schema import Freeze, Full, LlamaPro, LoRA, Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ def apply_method(model: PreTrainedModel, method: Method, *, seed: int, adapter: 
         model: a plain model.
         method: the recipe's `method` section.
         seed: seed of an adapter's first values.
-        adapter: folder of an adapter to continue from. With `lora` its own settings hold (but the recipe's dropout); with
-            `full` and `freeze` it is merged first.
+        adapter: folder of an adapter to continue from, of the same kind. Its own settings hold (but the recipe's dropout, with
+            `lora`). With `full`, `freeze` and `llama_pro` it is merged first.
 
     Raises:
         UserError: a name that fits nothing, or an adapter that does not fit.
@@ -59,7 +61,7 @@ def apply_method(model: PreTrainedModel, method: Method, *, seed: int, adapter: 
     notes: tuple[str, ...] = ()
     if isinstance(method, LoRA):
         notes = _lora(model, method, seed, adapter)
-    else:
+    elif isinstance(method, Full | Freeze | LlamaPro):
         if adapter is not None:
             load_adapter(model, adapter)
             merge(model)
@@ -67,17 +69,31 @@ def apply_method(model: PreTrainedModel, method: Method, *, seed: int, adapter: 
             raise UserError("weights in few bits cannot be trained", where="method", hint="Use `method: lora`.")
         if isinstance(method, Full):
             model.requires_grad_(True)
+        elif isinstance(method, LlamaPro):
+            expand(model, method.blocks)
         else:
             _freeze(model, method)
+    else:
+        from luthier.models.adapters.borrowed_configs import apply_borrowed
+
+        notes = apply_borrowed(model, method, seed=seed, adapter=adapter)
     return trainable(model, notes)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0) -> AdapterConfig:
-    """Put the adapter of a PEFT folder into `model`, in place, and return its settings.
+def load_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Put the adapter of a PEFT folder into `model`, in place.
 
     Raises:
         UserError: no adapter there, one that Luthier does not read, or one of another base model.
     """
+    if kind_of(folder) in borrowed.KINDS:
+        borrowed.load(model, folder)
+    else:
+        _load_lora(model, folder)
+
+
+def _load_lora(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0) -> AdapterConfig:
+    """Put a LoRA adapter into `model`, in place, and return its settings."""
     config = replace(read_config(folder), dropout=dropout)
     insert_adapter(model, config, seed=None)
     parameters = dict(model.named_parameters())
@@ -101,7 +117,7 @@ def _lora(model: PreTrainedModel, method: LoRA, seed: int, adapter: Path | None)
             check_names(model, modern_names(method.target, model), "method.target")
         insert_adapter(model, wanted, seed=seed)
         return ()
-    found = load_adapter(model, adapter, dropout=method.dropout)
+    found = _load_lora(model, adapter, dropout=method.dropout)
     if found == replace(wanted, target=found.target):
         return ()
     return (f"the adapter keeps its own settings: rank {found.rank}, alpha {found.alpha:g}; those of `method` are not used",)
@@ -109,20 +125,39 @@ def _lora(model: PreTrainedModel, method: LoRA, seed: int, adapter: Path | None)
 
 def _freeze(model: PreTrainedModel, method: Freeze) -> None:
     """Train the chosen decoder layers, modules, embeddings and head; freeze the rest."""
-    layers = decoder_layers(model)
-    if abs(method.layers) > len(layers):
-        raise UserError(f"the model has {len(layers)} layers, not {abs(method.layers)}", where="method.layers")
-    modules = modern_names(method.modules, model)
-    check_names(model, modules, "method.modules")
+    parts, modules = modern_names(method.parts, model), modern_names(method.modules, model)
+    check_names(model, parts, "method.parts", parameters=True)
+    check_names(model, modules, "method.modules", parameters=True)
     model.requires_grad_(False)
-    chosen = layers[: -method.layers] if method.layers < 0 else layers[len(layers) - method.layers :]
-    chosen += [module for name, module in model.named_modules() if name and _ends_in(name, modules)]
+    for layer in _chosen_layers(model, method.layers):
+        if parts:
+            _train_named(layer, parts)
+        else:
+            layer.requires_grad_(True)
+    _train_named(model, modules)
     if method.embeddings:
-        chosen.append(model.get_input_embeddings())
+        model.get_input_embeddings().requires_grad_(True)
     if method.head:
-        chosen.append(model.get_output_embeddings())
-    for module in chosen:
-        module.requires_grad_(True)
+        model.get_output_embeddings().requires_grad_(True)
+
+
+def _chosen_layers(model: PreTrainedModel, wanted: int | tuple[int, ...]) -> list[nn.Module]:
+    """The last n decoder layers, the first n of a negative number, or those of a list."""
+    layers = decoder_layers(model)
+    if isinstance(wanted, int):
+        if abs(wanted) > len(layers):
+            raise UserError(f"the model has {len(layers)} layers, not {abs(wanted)}", where="method.layers")
+        return layers[:-wanted] if wanted < 0 else layers[len(layers) - wanted :]
+    if beyond := [number for number in wanted if not 0 <= number < len(layers)]:
+        raise UserError(f"the model has layers 0 to {len(layers) - 1}, no layer {beyond[0]}", where="method.layers")
+    return [layers[number] for number in wanted]
+
+
+def _train_named(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Train the modules and parameters below `model` whose dotted name ends in one of `names`."""
+    for name, part in (*model.named_modules(), *model.named_parameters()):
+        if name and _ends_in(name, names):
+            part.requires_grad_(True)
 
 
 def _ends_in(name: str, suffixes: tuple[str, ...]) -> bool:

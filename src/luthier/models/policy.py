@@ -27,8 +27,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from luthier.models.adapters import borrowed
 from luthier.models.adapters.format import read_values, write_adapter
 from luthier.models.adapters.insert import adapter_config
+from luthier.models.adapters.prompts import prefix_length, prompt_of
 from luthier.models.attention import packed_row
 from luthier.models.head import Head, decoder, describe, live
 from luthier.models.legacy.norm_head import HEAD, NormHead, at_rest
@@ -72,7 +74,7 @@ class Policy:
         self.trainable = trained or trainable(model)
         self._head = describe(model)
         self.isolation: Isolation = probe_isolation(model)
-        self._steady_length = steady_length(model)
+        self._steady_length = steady_length(model) - prefix_length(model)
         self.notes = self.trainable.notes + ((self._head.note,) if self._head.note else ())
 
     @property
@@ -112,8 +114,7 @@ class Policy:
             index = _padded_index([starts[row] for row in rows], [lengths[row] for row in rows]).to(batch.tokens.device)
             real = index >= 0
             tokens = batch.tokens[index.clamp_min(0)]
-            states = self._run(input_ids=tokens, attention_mask=real.long()) if not real.all() else self._run(input_ids=tokens)
-            pieces.append(states[real])
+            pieces.append(self._rectangle(tokens, real)[real])
             order.append(index[real])
         return torch.cat(pieces)[torch.cat(order).argsort()]
 
@@ -131,6 +132,12 @@ class Policy:
         """Which segments are run together; beyond the steady length each is run alone."""
         return rectangles(lengths) if max(lengths) <= self._steady_length else [[row] for row in range(len(lengths))]
 
+    def _rectangle(self, tokens: Tensor, real: Tensor) -> Tensor:
+        """States [B, L, H] of right-padded rows, behind the learnt prefix if there is one."""
+        if (prompt := prompt_of(self.model)) is not None:
+            return prompt.hidden(self.model, tokens, real)
+        return self._run(input_ids=tokens, attention_mask=real.long()) if not real.all() else self._run(input_ids=tokens)
+
     def _run(self, **inputs: Any) -> Tensor:
         return decoder(self.model)(**inputs, use_cache=False).last_hidden_state
 
@@ -143,7 +150,9 @@ class Policy:
             tokenizer: written beside.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if adapter_config(self.model) is not None:
+        if borrowed.holder_of(self.model) is not None:
+            borrowed.write(folder, self.model, weights)
+        elif adapter_config(self.model) is not None:
             write_adapter(folder, self.model, weights)
         else:
             save_model(self.model, folder, weights)
@@ -156,6 +165,8 @@ class Policy:
         Raises:
             UserError: they are not all there, or do not fit this model.
         """
+        if borrowed.holder_of(self.model) is not None:
+            return borrowed.read(folder, self.model)
         if adapter_config(self.model) is not None:
             return read_values(folder, self.model)
         stored = load_as_stored(folder)  # a whole model: transformers alone knows how its names map to the files'

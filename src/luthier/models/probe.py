@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from luthier.models.adapters.prompts import prefix_length
 from luthier.models.attention import packed_row
 from luthier.models.head import decoder, evaluating, probe_tokens, relative_difference
 from luthier.models.linear import quantised_layers
@@ -41,6 +42,8 @@ class Isolation:
 
 def probe_isolation(model: PreTrainedModel) -> Isolation:
     """Run a segment packed behind two neighbours and alone, and compare its states (dropout off, no gradients)."""
+    if length := prefix_length(model):
+        return Isolation(False, f"each segment begins with its own prefix of {length} learnt positions")
     body = decoder(model)
     parameters = inspect.signature(body.forward).parameters
     if "position_ids" not in parameters:

@@ -17,13 +17,31 @@ from pydantic import model_validator
 
 from luthier.recipe.sections.base import Section
 from luthier.recipe.sections.data import STREAM_WINDOW, Data, FormatName, Source
-from luthier.recipe.sections.method import Freeze, Full, LoRA, Method
+from luthier.recipe.sections.method import (
+    BOFT,
+    IA3,
+    OFT,
+    Freeze,
+    Full,
+    LlamaAdapter,
+    LlamaPro,
+    LoRA,
+    Method,
+    NormTuning,
+    Prefixed,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+)
 from luthier.recipe.sections.model import Model, Quantization
 from luthier.recipe.sections.stage import Pretraining, Stage, SupervisedFineTuning
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
 
 __all__ = [
+    "BOFT",
+    "IA3",
+    "OFT",
     "STREAM_WINDOW",
     "Checkpoint",
     "Data",
@@ -31,10 +49,17 @@ __all__ = [
     "FormatName",
     "Freeze",
     "Full",
+    "LlamaAdapter",
+    "LlamaPro",
     "LoRA",
     "Method",
     "Model",
+    "NormTuning",
+    "PTuning",
+    "PrefixTuning",
+    "Prefixed",
     "Pretraining",
+    "PromptTuning",
     "Quantization",
     "Recipe",
     "Report",
@@ -63,7 +88,7 @@ class Recipe(Section):
     stage: Stage = SupervisedFineTuning()
     """What is learnt: `sft`, `pt`, or a mapping with `type` and options."""
     method: Method = LoRA()
-    """Which weights move: `lora`, `full`, `freeze`, or a mapping with `type` and options."""
+    """Which weights move: the name of a method, such as `lora` or `full`, or a mapping with `type` and options."""
     train: Train = Train()
     """The optimisation."""
     evaluate: Evaluate = Evaluate()
@@ -92,7 +117,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.model.quantization and self.method.type != "lora":
+        if self.model.quantization and self.method.type in ("full", "freeze", "llama_pro"):
             raise ValueError("`model.quantization` needs a frozen base: use `method: lora`")
         if self.data.streaming and not self.train.max_steps:
             raise ValueError("`data.streaming` needs `train.max_steps`: nobody knows how long a stream is")

@@ -184,16 +184,18 @@ def target_layers(model: PreTrainedModel, config: AdapterConfig) -> dict[str, nn
     return found
 
 
-def check_names(model: PreTrainedModel, names: tuple[str, ...], where: str) -> None:
-    """Refuse names that fit no module at all.
+def check_names(model: PreTrainedModel, names: tuple[str, ...], where: str, *, parameters: bool = False) -> None:
+    """Refuse names that fit no module at all (nor a parameter, where `parameters` may be named too).
 
     Raises:
         UserError: naming the first such name, and the nearest one that exists.
     """
-    modules = [name for name, _ in model.named_modules() if name]
+    known = [name for name, _ in model.named_modules() if name]
+    if parameters:
+        known += [name for name, _ in model.named_parameters()]
     for name in names:
-        if not any(module == name or module.endswith(f".{name}") for module in modules):
-            leaves = {module.rpartition(".")[2] for module in modules}
+        if not any(part == name or part.endswith(f".{name}") for part in known):
+            leaves = {part.rpartition(".")[2] for part in known}
             raise UserError(
                 f"no module of this model is called `{name}`",
                 where=where,

@@ -8,8 +8,9 @@ that nothing is lost of the values that the optimizer holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -70,6 +71,10 @@ def read_config(folder: Path) -> AdapterConfig:
     Raises:
         UserError: no adapter there, or one that uses what Luthier does not read.
     """
+    return AdapterConfig.from_peft(_config(folder), str(folder / CONFIG_FILE))
+
+
+def _config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -77,7 +82,9 @@ def read_config(folder: Path) -> AdapterConfig:
         raise UserError(f"no adapter here: `{CONFIG_FILE}` is missing", where=str(folder)) from None
     except ValueError as error:
         raise UserError(f"not valid JSON ({error})", where=str(file)) from None
-    return AdapterConfig.from_peft(value, str(file))
+    if not isinstance(value, dict):
+        raise UserError("not an adapter's settings", where=str(file))
+    return value
 
 
 def read_values(folder: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -86,28 +93,56 @@ def read_values(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing or torn, or its tensors are not those of the adapter in `model`.
     """
-    file = folder / WEIGHTS_FILE
-    names = file_keys(model)
-    tensors = modern_tensors(_load(file), model, PREFIX, set(names.values()))
-    if missing := [key for key in names.values() if key not in tensors]:
+    return check_tensors(folder / WEIGHTS_FILE, file_keys(model), model)
+
+
+def check_tensors(file: Path, keys: Mapping[str, str], model: nn.Module, optional: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a file by parameter name: those, of those shapes, and no others.
+
+    Args:
+        file: a safetensors file.
+        keys: parameter name → key in the file.
+        model: has the parameters.
+        optional: keys that the file may hold besides.
+
+    Raises:
+        UserError: the file is missing or torn, or holds something else.
+    """
+    tensors = modern_tensors(load_tensors(file), model, PREFIX, set(keys.values()))
+    if missing := [key for key in keys.values() if key not in tensors]:
         raise UserError(f"{len(missing)} tensors are missing, such as `{missing[0]}`", where=str(file))
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    if extra := sorted(key for key in set(tensors) - set(names.values()) if not _is_the_base_s(tensors[key], parameters, key)):
+    others = set(tensors) - set(keys.values()) - set(optional)
+    if extra := sorted(key for key in others if not _is_the_base_s(tensors[key], parameters, key)):
         raise UserError(
             f"{len(extra)} tensors belong to nothing in this model, such as `{extra[0]}`",
             where=str(file),
             hint="Is it the right base model, with a vocabulary of the same size?",
         )
-    for name, key in names.items():
+    for name, key in keys.items():
         if tensors[key].shape != parameters[name].shape:
             found, wanted = list(tensors[key].shape), list(parameters[name].shape)
             raise UserError(
                 f"`{key}` has shape {found}, the model needs {wanted}", where=str(file), hint="Is it the right base model?"
             )
-    return {name: tensors[key] for name, key in names.items()}
+    return {name: tensors[key] for name, key in keys.items()}
 
 
-def _load(file: Path) -> dict[str, Tensor]:
+def kind_of(folder: Path) -> str:
+    """PEFT's name of the adapter's kind in a folder, such as `LORA`.
+
+    Raises:
+        UserError: no adapter there.
+    """
+    return str(_config(folder).get("peft_type"))
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of an adapter, on the CPU.
+
+    Raises:
+        UserError: it is missing or torn.
+    """
     if not file.is_file():
         if (pickled := file.with_name(OLD_WEIGHTS_FILE)).is_file():
             return read_pickled(pickled)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from luthier.models.adapters import borrowed
 from luthier.models.adapters.insert import CONFIG_ATTRIBUTE
 from luthier.models.adapters.lora import ORIGINAL, LoRALinear, adapted_layers, replace_module
 from luthier.models.linear import dense_weight, is_quantised, quantised_layers
@@ -21,7 +22,13 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     """Merge the adapter in `model` into its weights, in place, and return the model, now a plain one.
 
     Where an adapter or a module trained whole has untied the head from the embeddings, the config says so afterwards.
+
+    Raises:
+        UserError: a prefix or a prompt, which no weight can hold.
     """
+    if borrowed.holder_of(model) is not None:
+        borrowed.merge(model)
+        return model.requires_grad_(False)
     for name, layer in adapted_layers(model).items():
         replace_module(model, name, merged_layer(layer))
     _make_dense(model)
