@@ -42,6 +42,7 @@ from luthier.models.adapters.format import kind_of
 from luthier.models.adapters.merge import merge as merge_adapter
 from luthier.models.hub import fetch
 from luthier.models.legacy.convert import origin, to_original
+from luthier.models.legacy.norm_head import copy_trained
 from luthier.models.loading import load_model, read_config
 from luthier.models.methods import load_adapter
 from luthier.models.policy import save_description, save_model
@@ -109,6 +110,7 @@ def merge(
         else:
             save_description(model, folder)
             write_model(folder, found.tensors, largest=largest)
+            copy_trained(_base(source), folder, wanted)
 
     _publish(source, model, out.absolute(), write, original_names)
     if source.base.quantization is not None and source.adapter is not None and onto == "base":

@@ -26,6 +26,7 @@ from luthier.models.adapters.format import read_config as read_adapter
 from luthier.models.adapters.insert import insert_adapter
 from luthier.models.adapters.lora import LoRALinear, adapted_layers
 from luthier.models.legacy.family import NORMALISED_HEAD
+from luthier.models.legacy.norm_head import HEAD
 from luthier.models.loading import read_config
 from luthier.models.quantize.base import layers_to_quantise, skeleton
 from luthier.models.quantize.scheme import Scheme
@@ -60,7 +61,7 @@ def stream(base: Path, adapter: Path, *, dtype: torch.dtype, scheme: Scheme | No
     if kind_of(adapter) != "LORA":
         return None
     config = read_config(base)
-    if getattr(config, "quantization_config", None) is not None or getattr(config, NORMALISED_HEAD, False):
+    if getattr(config, "quantization_config", None) is not None:
         return None
     model, stored = skeleton(config, dtype), StoredWeights(base)
     names = _Names(model, stored)
@@ -74,6 +75,8 @@ def stream(base: Path, adapter: Path, *, dtype: torch.dtype, scheme: Scheme | No
     parts = {name: _parts(name.removesuffix("weight"), values) for name in layers}
     whole = {name: values[name] for name in values if name in names}
     changed = {*layers, *whole}
+    if HEAD in changed and getattr(config, NORMALISED_HEAD, False):
+        return None
     if len(whole) + sum(map(len, parts.values())) < len(values) or not all(name in names for name in changed | rounded):
         return None
     tensors = {}

@@ -71,11 +71,21 @@ def unfold(model: PreTrainedModel, folder: Path) -> None:
 
 def at_rest(folder: Path, weight: Tensor) -> Tensor:
     """Write the weight as it was trained into a model folder, and return the one for the folder's ordinary files."""
-    (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
-    save_file({HEAD: weight.detach().contiguous()}, folder / FILE, metadata={"format": "pt"})
+    _write(folder, weight)
     return normalised(weight)
 
 
 def as_trained(folder: Path) -> Tensor | None:
     """The weight as it was trained, None where a folder does not hold it."""
     return load_file(folder / FILE)[HEAD] if (folder / FILE).is_file() else None
+
+
+def copy_trained(folder: Path, out: Path, dtype: torch.dtype) -> None:
+    """Give a copy of a model folder the weight as it was trained, in another type, where the folder holds it."""
+    if (trained := as_trained(folder)) is not None:
+        _write(out, trained.to(dtype))
+
+
+def _write(folder: Path, weight: Tensor) -> None:
+    (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
+    save_file({HEAD: weight.detach().contiguous()}, folder / FILE, metadata={"format": "pt"})
