@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-PICKLES = re.compile(r"\bimport pickle\b|\btorch\.load\(|trust_remote_code\s*=\s*True")
+PICKLES = re.compile(r"\bimport pickle\b|\btorch\.load\((?![^()]*weights_only=True)|trust_remote_code\s*=\s*True")
 LIMIT = 500
 
 

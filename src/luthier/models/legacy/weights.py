@@ -7,9 +7,9 @@ code, and mapped into memory, so that only the tensors at hand are read from dis
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
     """
     try:
         content: Any = _load(file)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         reason = (str(error).strip().splitlines() or ["refused"])[0]
         raise UserError(f"this file holds more than tensors and is not read ({reason})", where=str(file)) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
