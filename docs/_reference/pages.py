@@ -1,9 +1,9 @@
-"""The reference pages of the docs, written from the program itself: every field of a recipe, every command, the embedded model's card.
+"""The reference pages of the docs, written from the program itself: recipe fields, commands, the models of the catalogue, tiny's card.
 
-MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). Where a page holds `<!-- recipe fields -->`, `<!-- commands -->`,
-`<!-- methods and families -->` or `<!-- the card of tiny -->`, what they name takes that line's place. English is the docstring or help
-text as it stands in the code; Chinese comes from `zh.yaml`, which pairs each English text with its translation. So an English text that
-changes has no translation until somebody has looked at it, and a test says so. The card is the same on both pages: it is in both languages.
+MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). Where a page holds one of the markers below, such as
+`<!-- commands -->`, what it names takes that line's place. English is the docstring or help text as it stands in the code;
+Chinese comes from `zh.yaml`, which pairs each English text with its translation. So an English text that changes has no translation
+until somebody has looked at it, and a test says so. The card is the same on both pages: it is in both languages.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import typer
 import yaml
 
 from luthier.cli.app import app
+from luthier.models.catalog import NOTES, Entry, entries
 from luthier.recipe.help import Field, fields, section_at
 from luthier.recipe.schema import Section
 
 FIELDS, COMMANDS, CARD = "<!-- recipe fields -->", "<!-- commands -->", "<!-- the card of tiny -->"
 METHODS = "<!-- methods and families -->"
+CATALOGUE = "<!-- the catalogue -->"
 TINY = Path(__file__).resolve().parents[2] / "src/luthier/models/tiny"
 Translate = Callable[[str], str]
 
@@ -32,12 +34,14 @@ Translate = Callable[[str], str]
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Fill in the tables of a page; called by MkDocs."""
     translate = chinese if page.file.src_uri.endswith(".zh.md") else str
-    for marker, write in (
-        (FIELDS, recipe_reference),
-        (COMMANDS, command_reference),
-        (METHODS, method_table),
-        (CARD, model_card),
-    ):
+    writers = {
+        FIELDS: recipe_reference,
+        COMMANDS: command_reference,
+        CATALOGUE: model_reference,
+        METHODS: method_table,
+        CARD: model_card,
+    }
+    for marker, write in writers.items():
         if marker in markdown:
             markdown = markdown.replace(marker, write(translate))
     return markdown
@@ -207,6 +211,32 @@ def _table(translate: Translate, head: tuple[str, ...], rows: Sequence[Sequence[
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def model_reference(translate: Translate) -> str:
+    """A table of all models of the catalogue, and what the words under their notes mean."""
+    notes = _table(translate, ("Note", "Meaning"), [(f"`{note}`", translate(text)) for note, text in NOTES.items()])
+    head = ("Model", "Size", "Tokens", "Licence", "Template", "Notes", "Where")
+    return f"{_table(translate, head, [_model(entry) for entry in entries().values()])}\n\n{notes}"
+
+
+def _model(entry: Entry) -> tuple[str, ...]:
+    size = f"{entry.size} ({entry.active})" if entry.active else entry.size
+    places = [
+        f"[{short}](https://{site}/{id_})"
+        for short, site, id_ in (("HF", "huggingface.co", entry.huggingface), ("MS", "modelscope.cn/models", entry.modelscope))
+        if id_
+    ]
+    template, notes = f"`{entry.template}`" if entry.template else "", ", ".join(entry.notes)
+    return (
+        f"`{entry.name}`",
+        size,
+        f"{entry.context:,}" if entry.context else "",
+        entry.licence,
+        template,
+        notes,
+        " ".join(places),
+    )
+
+
 def model_card(_: Translate) -> str:
     """The card as it lies beside the weights: without its title and without links to what lies beside it, with its picture inside."""
     text = re.sub(r"\A---\n.*?\n---\n", "", (TINY / "README.md").read_text("utf-8"), flags=re.DOTALL)
@@ -217,7 +247,7 @@ def model_card(_: Translate) -> str:
 
 
 def texts() -> set[str]:
-    """Every English text that the pages of fields and commands hold, so that a test can ask for its translation."""
+    """Every English text that the pages of fields, commands and models hold, so that a test can ask for its translation."""
     found: set[str] = set()
 
     def keep(text: str) -> str:
@@ -227,4 +257,5 @@ def texts() -> set[str]:
     recipe_reference(keep)
     command_reference(keep)
     method_table(keep)
+    model_reference(keep)
     return found

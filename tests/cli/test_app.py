@@ -26,6 +26,7 @@ COMMANDS = {
     "runs",
     "recipes",
     "data",
+    "models",
     "template",
     "export",
 }

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.chat.families import Family, alike, by_any_name, families
+from luthier.chat.families import Family, alike, by_any_name
 from luthier.chat.ladder import Rendered, Span, View, climb, thoughts
 from luthier.chat.render import Message, Program, TemplateRefused, compiled, plain
 from luthier.chat.shape import Shape, find_shape
@@ -283,7 +283,12 @@ def _weight(message: Message, index: int) -> float:
 
 
 def resolve(
-    choice: str, tokenizer_template: str | None, variables: Mapping[str, str], thinking: Thinking = "template"
+    choice: str,
+    tokenizer_template: str | None,
+    variables: Mapping[str, str],
+    thinking: Thinking = "template",
+    *,
+    fallback: str = "",
 ) -> ChatTemplate:
     """The template that a recipe asks for.
 
@@ -293,24 +298,27 @@ def resolve(
         variables: names for the template, such as `bos_token` and `eos_token`.
         thinking: as in `data.thinking`. With `drop` the template says by itself that there are no thoughts, so that the model is
             prompted without them wherever it is served.
+        fallback: the family that `auto` takes where the tokenizer brings no template, such as the one that the catalogue of models names;
+            empty for `default`.
 
     Raises:
         UserError: there is no such family or file, or the template is no valid Jinja.
     """
-    chosen = _chosen(choice, tokenizer_template, variables)
+    chosen = _chosen(choice, tokenizer_template, variables, fallback)
     if thinking != "drop":
         return chosen
     return ChatTemplate(chosen.name, NO_THOUGHTS + chosen.source, chosen.variables, family=chosen.family, note=chosen.note)
 
 
-def _chosen(choice: str, tokenizer_template: str | None, variables: Mapping[str, str]) -> ChatTemplate:
+def _chosen(choice: str, tokenizer_template: str | None, variables: Mapping[str, str], fallback: str) -> ChatTemplate:
     if choice == "auto" and tokenizer_template:
         return ChatTemplate("the tokenizer's", tokenizer_template, variables)
+    note = None
     if choice == "auto":
-        note = "the tokenizer has no chat template; the family `default` is used"
-        return ChatTemplate("default", families()["default"].source, variables, family=families()["default"], note=note)
+        choice = fallback or "default"
+        note = f"the tokenizer has no chat template; the family `{choice}` is used"
     if family := by_any_name().get(choice):
-        return ChatTemplate(choice, family.source, variables, family=family)
+        return ChatTemplate(choice, family.source, variables, family=family, note=note)
     if "{{" in choice or "{%" in choice:
         return _written(choice, "data.template", "the recipe's", variables)
     if choice.endswith(".jinja"):

@@ -26,7 +26,7 @@ from luthier.cli.data import data_app
 from luthier.cli.env import env
 from luthier.cli.export import export_app
 from luthier.cli.login import login
-from luthier.cli.models_convert import models_app
+from luthier.cli.models import models_app
 from luthier.cli.recipes import recipes_app
 from luthier.cli.runs import logs, runs_app, show, stop
 from luthier.cli.template import template_app
@@ -76,8 +76,8 @@ app.command()(compare)
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
-app.add_typer(template_app, name="template")
 app.add_typer(models_app, name="models")
+app.add_typer(template_app, name="template")
 app.add_typer(export_app, name="export")
 app.command()(env)
 app.command()(login)

@@ -90,10 +90,11 @@ def _options(model: str | None, template: str, max_length: int, ignore: str) -> 
         from luthier.chat import resolve
         from luthier.data.tokenizer import load_tokenizer
         from luthier.export.source import tokenizer_folder
+        from luthier.models.catalog import template_of
         from luthier.recipe.schema import Model
 
         tokenizer = load_tokenizer(tokenizer_folder(Model(path=model)))
-        chosen = resolve(template, tokenizer.chat_template, tokenizer.variables)
+        chosen = resolve(template, tokenizer.chat_template, tokenizer.variables, fallback=template_of(model))
     elif template != "auto":
         raise UserError("needs a model to count tokens with", where="--template", hint="Give --model too, e.g. --model tiny.")
     return Options(

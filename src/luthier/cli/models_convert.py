@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-models_app = typer.Typer(help="Old checkpoints as models of today, and back.", no_args_is_help=True)
 
-
-@models_app.callback()
-def models() -> None:
-    """Old checkpoints as models of today, and back."""
-
-
-@models_app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder or hub id; with --original-names a converted model.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet or be empty.")],

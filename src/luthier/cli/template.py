@@ -122,13 +122,16 @@ def _training(model: str, template: str) -> tuple[Tokenizer, ChatTemplate]:
     from luthier.chat import resolve
     from luthier.data.tokenizer import load_tokenizer
     from luthier.export.source import find_source, tokenizer_folder
+    from luthier.models.catalog import template_of
 
     source = find_source(model)
     recipe = source.recipe
     tokenizer = load_tokenizer(tokenizer_folder(recipe.model) if recipe else source.tokenizer)
+    fallback = template_of(recipe.model.path if recipe else source.base.path)
     if recipe and template == "auto":
-        return tokenizer, resolve(recipe.data.template, tokenizer.chat_template, tokenizer.variables, recipe.data.thinking)
-    return tokenizer, resolve(template, tokenizer.chat_template, tokenizer.variables)
+        own, data = tokenizer.chat_template, recipe.data
+        return tokenizer, resolve(data.template, own, tokenizer.variables, data.thinking, fallback=fallback)
+    return tokenizer, resolve(template, tokenizer.chat_template, tokenizer.variables, fallback=fallback)
 
 
 def _resolve(template: str, model: str | None) -> ChatTemplate:

@@ -40,6 +40,7 @@ from luthier.generation.chat import ChatModel
 from luthier.models.adapters.borrowed import check_mergeable
 from luthier.models.adapters.format import kind_of
 from luthier.models.adapters.merge import merge as merge_adapter
+from luthier.models.catalog import template_of
 from luthier.models.hub import fetch
 from luthier.models.legacy.convert import origin, to_original
 from luthier.models.legacy.norm_head import copy_trained
@@ -99,7 +100,9 @@ def merge(
         check_mergeable(kind_of(source.adapter))
     scheme = _trained_on(source) if onto == "quantised" else None
     wanted = getattr(torch, dtype) if dtype else _own_dtype(source)
-    found = stream(_base(source), source.adapter, dtype=wanted, scheme=scheme) if source.adapter is not None else None
+    found = None
+    if source.adapter is not None:
+        found = stream(_base(source), source.adapter, dtype=wanted, scheme=scheme, scaling=source.base.rope_scaling)
     model = merged(source, scheme).to(wanted) if found is None else found.model
     if original_names:
         origin(model.config.to_dict(), str(run_or_folder))  # refuses a model that has no other names before anything is written
@@ -205,8 +208,8 @@ def _learnt_template(source: Source, tokenizer: Tokenizer) -> ChatTemplate | Non
     """The chat template that a run learnt with; None where nothing is known beyond the tokenizer's own."""
     if source.recipe is None or source.recipe.stage.type == "pt":
         return None
-    data = source.recipe.data
-    return resolve(data.template, tokenizer.chat_template, tokenizer.variables, data.thinking)
+    data, fallback = source.recipe.data, template_of(source.recipe.model.path)
+    return resolve(data.template, tokenizer.chat_template, tokenizer.variables, data.thinking, fallback=fallback)
 
 
 def model_card(source: Source, model: PreTrainedModel) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import UserError
+from luthier.models import catalog
 from luthier.models.adapters.format import CONFIG_FILE, is_adapter
 from luthier.models.hub import TINY, fetch
 from luthier.recipe.load import load_recipe
@@ -47,7 +48,7 @@ def find_source(
     """Find the parts of a tuned model.
 
     Args:
-        run_or_folder: a run's name or folder, a model folder or hub id, or an adapter folder.
+        run_or_folder: a run's name or folder, a model (folder, name of the catalogue, hub id), or an adapter folder.
         adapter: an adapter folder or hub id, for a model.
         checkpoint: for a run, the step of a checkpoint; default: the final weights, or the last checkpoint if it has not ended.
         base: for a run, the model that it started from.
@@ -91,12 +92,14 @@ def tokenizer_folder(model: Model) -> Path:
 
 
 def _find_run(name: str | Path) -> RunFolder | None:
-    """The run of that name; None where it may be the name of a model on a hub."""
+    """The run of that name; None where it is the name of a model of the catalogue, or may be that of one on a hub."""
     try:
         return find_run(name)
-    except UserError:
-        if "/" in str(name):
+    except UserError as error:
+        if "/" in str(name) or catalog.find(str(name)):
             return None
+        if models := " or ".join(f"`{model}`" for model in catalog.similar(str(name))):
+            error.hint = f"{error.hint} Or did you mean the model {models}?"
         raise
 
 

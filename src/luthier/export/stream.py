@@ -30,7 +30,9 @@ from luthier.models.legacy.norm_head import HEAD
 from luthier.models.loading import read_config
 from luthier.models.quantize.base import layers_to_quantise, skeleton
 from luthier.models.quantize.scheme import Scheme
+from luthier.models.rope import scale_rotary
 from luthier.models.stored import StoredWeights
+from luthier.recipe.schema import RopeScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class Stream:
     tensors: dict[str, Later]
 
 
-def stream(base: Path, adapter: Path, *, dtype: torch.dtype, scheme: Scheme | None = None) -> Stream | None:
+def stream(
+    base: Path, adapter: Path, *, dtype: torch.dtype, scheme: Scheme | None = None, scaling: RopeScaling | None = None
+) -> Stream | None:
     """Merge a LoRA adapter into a base without loading it; None where that is not possible.
 
     Args:
@@ -54,6 +58,7 @@ def stream(base: Path, adapter: Path, *, dtype: torch.dtype, scheme: Scheme | No
         adapter: folder of the adapter.
         dtype: floating-point type of the result.
         scheme: round the base's layers by it first, as in training.
+        scaling: how the run stretched rotary positions, written into the config.
 
     Raises:
         UserError: the adapter cannot be read, or does not belong to this base.
@@ -61,6 +66,8 @@ def stream(base: Path, adapter: Path, *, dtype: torch.dtype, scheme: Scheme | No
     if kind_of(adapter) != "LORA":
         return None
     config = read_config(base)
+    if scaling is not None:
+        scale_rotary(config, scaling)
     if getattr(config, "quantization_config", None) is not None:
         return None
     model, stored = skeleton(config, dtype), StoredWeights(base)

@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from luthier.models.adapters.prompts import Prompt, prompt_of
+from luthier.models.rope import forget_lengths, growing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +56,7 @@ class RowCache:
         self._device = model.device
         self._memory: Any = None
         self._columns = 0
+        self._growing = growing(model)
         self._padding: list[int] = []  # columns of padding at the left of each row; new tokens do not change it
         accepted = inspect.signature(model.forward).parameters
         self._memory_name = "cache_params" if "cache_params" in accepted else "past_key_values"
@@ -63,6 +65,8 @@ class RowCache:
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read new prompts, together, and append their rows. Returns the logits of their next token, [len(prompts), V]."""
+        if self._memory is None:
+            forget_lengths(self._growing)
         if self._prefix is not None:
             return torch.cat([self._add_behind(self._prefix, prompt) for prompt in prompts])
         memory = DynamicCache() if self.batched else DynamicCache(config=self._model.config)

@@ -25,6 +25,7 @@ from luthier.generation.cache import RowCache
 from luthier.generation.sampling import Decoding, choose
 from luthier.generation.text import Decodes, TextStream
 from luthier.models.adapters.prompts import prefix_length
+from luthier.models.rope import reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -209,7 +210,7 @@ def generate(
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Most tokens of text that the model can attend to, or None where nothing limits it (ALiBi, state space models)."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = reach(model.config.get_text_config().to_dict(), None)
     return positions - prefix_length(model) if positions else None
 
 

@@ -1,11 +1,11 @@
 """From the name of a model to a folder on this disk.
 
-A name is `tiny` (the embedded model), a folder, or a hub id. Hub models are fetched by the hub's own library into its own cache, so
-what other tools have downloaded is used, a torn download is taken up where it broke, and the environment is honoured as everywhere:
-`HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME`; for ModelScope `MODELSCOPE_API_TOKEN`, `MODELSCOPE_CACHE`, and
-`USE_MODELSCOPE_HUB=1` to make it the default. Only config, tokenizer and safetensors files are fetched: no code, no pickles. Old
-checkpoints that exist as `.bin` files alone are the exception; they are converted at once (`luthier.models.legacy`), and the folder that is
-handed on is the native one.
+A name is `tiny` (the embedded model), a folder, a name of the catalogue, or a hub id; they are tried in this order. Hub models are
+fetched by the hub's own library into its own cache, so what other tools have downloaded is used, a torn download is taken up where it
+broke, and the environment is honoured as everywhere: `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME`; for ModelScope
+`MODELSCOPE_API_TOKEN`, `MODELSCOPE_CACHE`, and `USE_MODELSCOPE_HUB=1` to make it the default. Only config, tokenizer and safetensors files
+are fetched: no code, no pickles. Old checkpoints that exist as `.bin` files alone are the exception; they are converted at once
+(`luthier.models.legacy`), and the folder that is handed on is the native one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from luthier.errors import UserError
+from luthier.models import catalog
+from luthier.models.catalog import Hub, default_hub
 from luthier.models.legacy.cache import native_folder
 from luthier.models.legacy.registry import family_of
-
-Hub = Literal["auto", "huggingface", "modelscope"]
 
 TINY = "tiny"
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "vocab*", "merges.txt"]
@@ -31,39 +30,45 @@ CODE_AND_PICKLES = ["*.py", "*.bin", "*.pt", "*.pth", "original/*", "onnx/*", "c
 PICKLED_WEIGHTS = ["pytorch_model*.bin", "adapter_model.bin"]
 """Fetched for old checkpoints and adapters only, and only where there are no safetensors."""
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_NAME = re.compile(r"[\w-][\w.-]*")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def fetch(path: str, *, hub: Hub = "auto", revision: str | None = None) -> Path:
     """The folder of a model, tokenizer or adapter, downloaded if need be; of an old checkpoint the native copy.
 
     Args:
-        path: `tiny`, a folder, or a hub id.
-        hub: where a hub id is looked up; `auto` is Hugging Face, or ModelScope with `USE_MODELSCOPE_HUB=1`.
+        path: `tiny`, a folder, a name of the catalogue, or a hub id.
+        hub: where it is looked up; `auto` is Hugging Face, or ModelScope with `USE_MODELSCOPE_HUB=1`. A model of the catalogue that is
+            on one hub only is taken from there.
         revision: branch, tag or commit on the hub.
 
     Raises:
         UserError: no such folder, no such model, no access to it, or no network; always with what to do.
     """
-    if path == TINY:
-        return _embedded()
     return native_folder(find(path, hub=hub, revision=revision))
 
 
 def find(path: str, *, hub: Hub = "auto", revision: str | None = None) -> Path:
     """The folder of a model as it was published, downloaded if need be. As `fetch`, but old checkpoints stay as they are."""
-    folder = Path(path).expanduser()
-    if path and folder.is_dir():
+    if path == TINY:
+        return _embedded()
+    if path and (folder := Path(path).expanduser()).is_dir():
         return folder.resolve()
-    if folder.is_file():
+    if path and folder.is_file():
         raise UserError("a file, but a model is a folder", where=path, hint="Give the folder it lies in.")
-    if not _HUB_ID.fullmatch(path):
+    place = path
+    if _NAME.fullmatch(path):
+        place, hub = catalog.get(path).place(hub)
+        if hub == "auto":
+            return _named_folder(path, Path(place))
+    elif not _HUB_ID.fullmatch(path):
         raise UserError(
             "no such folder", where=path, hint="Give an existing model folder, a hub id such as `owner/model`, or `tiny`."
         )
-    if hub == "modelscope" or (hub == "auto" and os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "yes")):
-        return _from_modelscope(path, revision)
-    return _from_huggingface(path, revision)
+    if (default_hub() if hub == "auto" else hub) == "modelscope":
+        return _from_modelscope(place, revision, asked=path)
+    return _from_huggingface(place, revision, asked=path)
 
 
 def login(token: str, hub: Hub = "auto") -> str:
@@ -75,7 +80,7 @@ def login(token: str, hub: Hub = "auto") -> str:
     Raises:
         UserError: the hub refuses the token, or its library is not installed.
     """
-    if hub == "modelscope" or (hub == "auto" and os.environ.get("USE_MODELSCOPE_HUB") == "1"):
+    if (default_hub() if hub == "auto" else hub) == "modelscope":
         api = _modelscope().hub.api.HubApi()
         try:
             api.login(token)
@@ -102,7 +107,15 @@ def _embedded() -> Path:
     return folder
 
 
-def _from_huggingface(name: str, revision: str | None) -> Path:
+def _named_folder(name: str, folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(
+            f"the catalogue says it is in `{folder}`, and there is no such folder", where=name, hint="Mend models.yaml."
+        )
+    return folder
+
+
+def _from_huggingface(name: str, revision: str | None, *, asked: str) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -111,26 +124,26 @@ def _from_huggingface(name: str, revision: str | None) -> Path:
     except errors.GatedRepoError:
         raise UserError(
             "this model is gated",
-            where=name,
+            where=asked,
             hint=f"Ask for access at https://huggingface.co/{name}, then set HF_TOKEN or run `luthier login`.",
         ) from None
     except errors.RevisionNotFoundError:
-        raise UserError(f"no revision `{revision}` on Hugging Face", where=name, hint="Check `model.revision`.") from None
+        raise UserError(f"no revision `{revision}` on Hugging Face", where=asked, hint="Check `model.revision`.") from None
     except errors.RepositoryNotFoundError:
         raise UserError(
             "no such folder, and no such model on Hugging Face",
-            where=name,
+            where=asked,
             hint="Check the name; for a private model set HF_TOKEN or run `luthier login`.",
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise UserError(
             "no such folder, the model is not in the cache, and the hub cannot be reached",
-            where=name,
+            where=asked,
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder.",
         ) from None
     except Exception as error:  # whatever the network raises, by whichever client the library uses
         raise UserError(
-            f"the download failed ({_first_line(error)})", where=name, hint="Run it again; it goes on from here."
+            f"the download failed ({_first_line(error)})", where=asked, hint="Run it again; it goes on from here."
         ) from error
 
 
@@ -144,14 +157,14 @@ def _snapshot(download: Callable[..., str], name: str, revision: str | None) -> 
     return folder
 
 
-def _from_modelscope(name: str, revision: str | None) -> Path:
+def _from_modelscope(name: str, revision: str | None, *, asked: str) -> Path:
     library = _modelscope()
     try:
         return _snapshot(library.snapshot_download, name, revision)
     except Exception as error:  # the library raises its own, requests' and plain ones
         raise UserError(
             f"ModelScope did not give the model ({_first_line(error)})",
-            where=name,
+            where=asked,
             hint="Check the name; for a private or gated model set MODELSCOPE_API_TOKEN or run `luthier login`.",
         ) from error
 

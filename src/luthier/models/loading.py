@@ -31,6 +31,7 @@ from luthier.models.legacy.norm_head import unfold
 from luthier.models.quantize.base import layers_to_quantise, quantise, same_numbers_with_and_without_gradients, skeleton
 from luthier.models.quantize.packed import stored_in_few_bits
 from luthier.models.quantize.scheme import Scheme
+from luthier.models.rope import scale_rotary
 from luthier.recipe.schema import Model
 
 
@@ -38,7 +39,7 @@ def load_model(section: Model, *, dtype: torch.dtype, device: torch.device) -> P
     """The model that a recipe's `model` section names, in eval mode, without cache, every parameter trainable.
 
     Args:
-        section: path or hub id, attention, quantisation. `adapter` is not applied here (see `methods.apply_method`).
+        section: path or hub id, attention, quantisation, rotary scaling. `adapter` is not applied here (see `methods.apply_method`).
         dtype: type of the weights.
         device: where they go.
 
@@ -48,6 +49,8 @@ def load_model(section: Model, *, dtype: torch.dtype, device: torch.device) -> P
     folder = fetch(section.path, hub=section.hub, revision=section.revision)
     config = read_config(folder)
     check_weights(folder)
+    if section.rope_scaling is not None:
+        scale_rotary(config, section.rope_scaling)
     options: dict[str, Any] = {"attn_implementation": attention(section.attention, config, dtype=dtype, device=device)}
     if stored := stored_in_few_bits(config, folder):
         options["device_map"] = {"": device}

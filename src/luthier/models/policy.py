@@ -17,7 +17,6 @@ SDPA and eager paths of transformers compute T² of them. Padding wastes at most
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from luthier.models.loading import load_as_stored, quiet
 from luthier.models.methods import Trainable, trainable
 from luthier.models.probe import Isolation, probe_isolation
 from luthier.models.quantize.base import summary
+from luthier.models.rope import forget_lengths, growing, steady_length
 
 if TYPE_CHECKING:
     from luthier.data.batch import Batch
@@ -74,7 +74,7 @@ class Policy:
         self.trainable = trained or trainable(model)
         self._head = describe(model)
         self.isolation: Isolation = probe_isolation(model)
-        self._steady_length = steady_length(model) - prefix_length(model)
+        self._steady_length, self._growing = steady_length(model.config) - prefix_length(model), growing(model)
         self.notes = self.trainable.notes + ((self._head.note,) if self._head.note else ())
 
     @property
@@ -135,10 +135,12 @@ class Policy:
     def _rectangle(self, tokens: Tensor, real: Tensor) -> Tensor:
         """States [B, L, H] of right-padded rows, behind the learnt prefix if there is one."""
         if (prompt := prompt_of(self.model)) is not None:
+            forget_lengths(self._growing)
             return prompt.hidden(self.model, tokens, real)
         return self._run(input_ids=tokens, attention_mask=real.long()) if not real.all() else self._run(input_ids=tokens)
 
     def _run(self, **inputs: Any) -> Tensor:
+        forget_lengths(self._growing)
         return decoder(self.model)(**inputs, use_cache=False).last_hidden_state
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, tokenizer: Savable | None = None) -> None:
@@ -230,16 +232,6 @@ def _as_published(model: PreTrainedModel) -> Iterator[None]:
 
 def _names_sampling_values(settings: GenerationConfig) -> bool:
     return any(getattr(settings, name, None) is not None for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"))
-
-
-def steady_length(model: PreTrainedModel) -> float:
-    """The longest segment up to which a model's rotary positions do not depend on lengths; infinite for most."""
-    config = model.config.get_text_config()
-    settings = getattr(config, "rope_parameters", None) or {}
-    kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
-    limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
-    limits += [config.max_position_embeddings for kind in kinds if kind.get("rope_type") == "dynamic"]
-    return min(limits, default=math.inf)
 
 
 def rectangles(lengths: Sequence[int]) -> list[list[int]]:

@@ -33,7 +33,7 @@ from luthier.recipe.sections.method import (
     PromptTuning,
     PTuning,
 )
-from luthier.recipe.sections.model import Model, Quantization
+from luthier.recipe.sections.model import Model, Quantization, RopeScaling
 from luthier.recipe.sections.stage import Pretraining, Stage, SupervisedFineTuning
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
@@ -63,6 +63,7 @@ __all__ = [
     "Quantization",
     "Recipe",
     "Report",
+    "RopeScaling",
     "Samples",
     "Section",
     "Source",

@@ -30,8 +30,9 @@ from luthier.models.hub import fetch
 from luthier.models.loading import check_weights, load_model, read_config
 from luthier.models.methods import apply_method
 from luthier.models.policy import Policy
+from luthier.models.rope import reach
 from luthier.objectives import OBJECTIVES, Objective
-from luthier.recipe.schema import Prefixed, Recipe
+from luthier.recipe.schema import Prefixed, Recipe, RopeScaling
 from luthier.workshop.loading import served_otherwise, template_for
 from luthier.workshop.watching import Sampler, Watchers
 
@@ -88,7 +89,8 @@ def assemble(
     """
     section, data, stage = recipe.model, recipe.data, recipe.stage.type
     folder = fetch(section.path, hub=section.hub, revision=section.revision)
-    _check_model(folder, data.max_length, recipe.method.pre_seq_len if isinstance(recipe.method, Prefixed) else 0)
+    prefix = recipe.method.pre_seq_len if isinstance(recipe.method, Prefixed) else 0
+    _check_model(folder, data.max_length, prefix, section.rope_scaling)
     precision = _precision(recipe, world)
     batch = batch_of(recipe.train, stage, data.max_length, world.size)
     tokenizer, template, dataset = prepare_data(recipe, progress=watchers.preparing, pinned=pinned, run=run)
@@ -100,6 +102,11 @@ def assemble(
     _introduce(dataset, batches, tokenizer, watchers)
     policy = _policy(recipe, precision, world)
     watchers.note(policy.describe())
+    if section.rope_scaling is not None and recipe.method.type not in ("full", "freeze"):
+        watchers.note(
+            "rotary positions are stretched, and an adapter's folder cannot say so: `luthier chat` and `luthier export merge` know it "
+            "from the run, other servers of the adapter have to stretch the base model too"
+        )
     packing = data.packing and policy.isolation.ok
     plan = make_plan(
         recipe,
@@ -166,17 +173,19 @@ def _precision(recipe: Recipe, world: World) -> Precision:
     return precision
 
 
-def _check_model(folder: Path, max_length: int, prefix: int) -> None:
+def _check_model(folder: Path, max_length: int, prefix: int, scaling: RopeScaling | None) -> None:
     """Refuse what is no model, and a `max_length` beyond the positions that it has behind a learnt prefix, before the data is read."""
     read_config(folder)
     check_weights(folder)
     # As written, because transformers fills in a limit of its own where there is none.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    limit = config.get("max_position_embeddings") or config.get("n_positions")
-    if isinstance(limit, int) and max_length + prefix > limit:
+    limit = reach(config, scaling)
+    if limit is not None and max_length + prefix > limit:
         beyond = f"{max_length} and a prefix of {prefix} are" if prefix else f"{max_length} is"
         raise UserError(
-            f"{beyond} beyond the model's {limit} positions", where="data.max_length", hint=f"Use at most {limit - prefix}."
+            f"{beyond} beyond the model's {limit} positions",
+            where="data.max_length",
+            hint=f"Use at most {limit - prefix}, or stretch its positions with `model.rope_scaling`.",
         )
 
 

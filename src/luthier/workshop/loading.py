@@ -12,6 +12,7 @@ from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
 from luthier.export.source import find_source
 from luthier.generation.chat import ChatModel
+from luthier.models.catalog import template_of
 from luthier.models.loading import load_model
 from luthier.models.methods import load_adapter
 from luthier.recipe.schema import Recipe
@@ -40,14 +41,21 @@ def load(
     if source.adapter is not None:
         load_adapter(model, source.adapter)
     tokenizer = load_tokenizer(source.tokenizer)
-    return ChatModel(model.eval(), tokenizer, template_for(source.recipe, tokenizer), name=source.name)
+    return ChatModel(model.eval(), tokenizer, template_for(source.recipe, tokenizer, source.base.path), name=source.name)
 
 
-def template_for(recipe: Recipe | None, tokenizer: Tokenizer) -> ChatTemplate:
-    """The chat template that a recipe trains and talks with; without a recipe the tokenizer's own."""
+def template_for(recipe: Recipe | None, tokenizer: Tokenizer, model: str = "") -> ChatTemplate:
+    """The chat template that a recipe trains and talks with: the one it names, else the tokenizer's own, else the catalogue's.
+
+    Args:
+        recipe: the recipe; None for a model that was made elsewhere.
+        tokenizer: the tokenizer that goes with it.
+        model: name of the model where there is no recipe.
+    """
     if recipe is None:
-        return resolve("auto", tokenizer.chat_template, tokenizer.variables)
-    return resolve(recipe.data.template, tokenizer.chat_template, tokenizer.variables, recipe.data.thinking)
+        return resolve("auto", tokenizer.chat_template, tokenizer.variables, fallback=template_of(model))
+    data, fallback = recipe.data, template_of(recipe.model.path)
+    return resolve(data.template, tokenizer.chat_template, tokenizer.variables, data.thinking, fallback=fallback)
 
 
 def served_otherwise(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:

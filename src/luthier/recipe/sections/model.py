@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from luthier.recipe.sections.base import Section
+from luthier.recipe.sections.base import Positive, Section
 
 QUANTISERS: dict[str, tuple[str, ...]] = {
     "bnb": ("nf4", "fp4", "int8"),
@@ -56,11 +56,57 @@ class Quantization(Section):
         return self
 
 
+class RopeScaling(Section):
+    """Stretch rotary positions, so that a model takes longer texts than it was trained on."""
+
+    type: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+    """How positions are stretched. `yarn` needs least training afterwards; `dynamic` leaves texts of the original length alone."""
+    factor: Annotated[float, Field(gt=1)]
+    """How many times the original length the longest text may have."""
+    original_length: Positive | None = None
+    """Positions that the model was trained with. Default: what its config says."""
+    low_freq_factor: Annotated[float, Field(gt=0)] | None = None
+    """`llama3`: waves longer than the original length over this are stretched by the whole factor. Default 1."""
+    high_freq_factor: Annotated[float, Field(gt=0)] | None = None
+    """`llama3`: waves shorter than the original length over this are left alone. Default 4."""
+    beta_fast: Annotated[float, Field(gt=0)] | None = None
+    """`yarn`: dimensions that turn more often than this within the original length are left alone. Default 32."""
+    beta_slow: Annotated[float, Field(gt=0)] | None = None
+    """`yarn`: dimensions that turn less often than this are stretched by the whole factor. Default 1."""
+    attention_factor: Annotated[float, Field(gt=0)] | None = None
+    """`yarn`, `longrope`: what queries and keys are multiplied by. Default: as the method's paper has it."""
+    short_factor: tuple[float, ...] = ()
+    """`longrope`: a factor for each pair of dimensions, used up to the original length. Default: all 1."""
+    long_factor: tuple[float, ...] = ()
+    """`longrope`: a factor for each pair of dimensions, used beyond the original length. Required there."""
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> Self:
+        for name, types in _ONLY.items():
+            if getattr(self, name) not in (None, ()) and self.type not in types:
+                raise ValueError(f"`model.rope_scaling.{name}` belongs to {' and '.join(types)}, not to `{self.type}`")
+        if self.type == "longrope" and not self.long_factor:
+            raise ValueError("`model.rope_scaling.long_factor` is missing: longrope has a factor for each pair of dimensions")
+        return self
+
+
+_ONLY = {
+    "low_freq_factor": ("llama3",),
+    "high_freq_factor": ("llama3",),
+    "beta_fast": ("yarn",),
+    "beta_slow": ("yarn",),
+    "attention_factor": ("yarn", "longrope"),
+    "short_factor": ("longrope",),
+    "long_factor": ("longrope",),
+}
+"""Settings of rotary scaling → the types that have them."""
+
+
 class Model(Section):
     """The model to start from."""
 
     path: str
-    """`tiny` (the embedded model), a folder, or a hub id such as `Qwen/Qwen3-0.6B`."""
+    """`tiny` (the embedded model), a folder, a name that `luthier models list` prints, or a hub id such as `Qwen/Qwen3-0.6B`."""
     hub: Literal["auto", "huggingface", "modelscope"] = "auto"
     """Where a hub id is fetched from. `auto` is Hugging Face, or ModelScope when `USE_MODELSCOPE_HUB=1`."""
     revision: str | None = None
@@ -75,3 +121,5 @@ class Model(Section):
     """Attention implementation. `auto` takes the fastest that is installed and correct."""
     quantization: Quantization | None = None
     """Load the base in few bits; only for methods that leave it frozen. A folder that GPTQ or AWQ made needs no word."""
+    rope_scaling: RopeScaling | None = None
+    """Stretch rotary positions for longer texts; written into the config of the trained model."""
