@@ -11,11 +11,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import luthier
 from luthier import UserError
 from luthier.export.merge import merge
 from luthier.models.policy import save_model
 from tests.chat_folders import TEMPLATE, adapter_folder, model_folder, write_tokenizer
 from tests.families import build
+from tests.workspace import Workspace
 
 TOKENS = torch.tensor([[5, 9, 200, 17, 3, 88, 41, 250]])
 FAMILIES = ("llama", "gpt2", "bloom", "gemma2", "mixtral", "granite", "qwen3", "glm")
@@ -152,3 +154,25 @@ def test_mistakes_are_told_and_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         merge(base, tmp_path / "out", adapter=other)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "full"]
+
+
+def test_stretched_positions_are_written_into_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = Workspace.make(tmp_path)
+    scaling = "model.rope_scaling={type: yarn, factor: 2}"
+    for method in ("lora", "full"):
+        run = luthier.train(
+            space.recipe, overrides=[scaling, f"method={method}", "train.max_steps=2"], name=method, progress=False
+        )
+        talking = luthier.load(run).model
+        out = merge(method, tmp_path / f"{method}-merged")
+        written = json.loads((out / "config.json").read_text())
+        assert written["max_position_embeddings"] == 1024
+        assert written["rope_parameters"]["rope_type"] == "yarn"
+        tokens = torch.arange(3, 603)[None]
+        with torch.no_grad():
+            expected = talking(tokens, use_cache=False).logits
+            found = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()(tokens, use_cache=False).logits
+        assert (found - expected).abs().max() <= 1e-4 * max(1, expected.abs().max())
+    unscaled = AutoModelForCausalLM.from_pretrained(space.folder / "model", dtype=torch.float32).config
+    assert unscaled.rope_parameters["rope_type"] == "default"
