@@ -179,9 +179,11 @@ def publish_final(checkpoint: Path, final: Path) -> None:
     temporary = temporary_sibling(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for path in sorted(checkpoint.iterdir()):
-        if path.is_file() and path.name != MANIFEST:
-            _link_or_copy(path, temporary / path.name)
+    for path in sorted(checkpoint.rglob("*")):
+        name = path.relative_to(checkpoint)
+        if path.is_file() and name.parts[0] not in (MANIFEST, "resume"):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(path, temporary / name)
     shutil.rmtree(final, ignore_errors=True)
     publish(temporary, final)
 

@@ -30,22 +30,32 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BaichuanTokenizer", "add_bos_token": False}))
 
 
-@pytest.mark.parametrize("name", ["baichuan2_7b", "baichuan2_13b"])
-def test_train_chat_and_export(name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = copy_of(fixture(shared, name), tmp_path / "Baichuan2")
-    write_tokenizer(source)
-    (tmp_path / "rows.json").write_text(json.dumps(alpaca_rows(12)))
-    recipe: dict[str, Any] = {
-        "name": "old",
+def recipe_for(source: Path, name: str = "old", *, steps: int = 6, **sections: Any) -> dict[str, Any]:
+    """A recipe for the checkpoint in `source`, with rows beside it."""
+    (source.parent / "rows.json").write_text(json.dumps(alpaca_rows(12)))
+    return {
+        "name": name,
         "model": {"path": str(source)},
-        "data": {"train": [str(tmp_path / "rows.json")], "template": "baichuan2", "max_length": 96},
+        "data": {"train": [str(source.parent / "rows.json")], "template": "baichuan2", "max_length": 96},
         "stage": "sft",
         "method": {"type": "lora", "rank": 4, "target": ["W_pack"]},
-        "train": {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-2},
+        "train": {"max_steps": steps, "batch_size": 4, "learning_rate": 1e-2, "schedule": "constant"},
         "report_to": [],
-    }
-    run = luthier.train(recipe)
+    } | sections
+
+
+@pytest.fixture
+def checkpoint(request: pytest.FixtureRequest, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small Baichuan2 with a tokenizer; runs go beside it."""
+    monkeypatch.chdir(tmp_path)
+    folder = copy_of(fixture(shared, request.param), tmp_path / "Baichuan2")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("checkpoint", ["baichuan2_7b", "baichuan2_13b"], indirect=True)
+def test_train_chat_and_export(checkpoint: Path, tmp_path: Path) -> None:
+    source, run = checkpoint, luthier.train(recipe_for(checkpoint))
     losses = [json.loads(line)["loss"] for line in (run.path / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert losses[-1] < losses[0]
     assert isinstance(luthier.load(run).chat("Count to 3.", max_new_tokens=4), str)
@@ -56,3 +66,15 @@ def test_train_chat_and_export(name: str, shared: Path, tmp_path: Path, monkeypa
     assert changed == {"W_pack.weight"}
     assert (out / "tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()
     assert fetch(str(out)) != out  # and it is an old checkpoint again
+
+
+@pytest.mark.parametrize("checkpoint", ["baichuan2_7b"], indirect=True)
+def test_a_normalised_head_that_learns_is_resumed_bit_for_bit(checkpoint: Path) -> None:
+    full = {"method": {"type": "full"}, "checkpoint": {"every": 2, "keep": 3}}
+    straight = luthier.train(recipe_for(checkpoint, "straight", steps=4, **full))
+    resumed = luthier.resume(
+        luthier.train(recipe_for(checkpoint, "resumed", steps=2, **full)), overrides=["train.max_steps=4"], progress=False
+    )
+    for file in ("model.safetensors", "luthier/head.safetensors"):
+        ours, theirs = (load_file(run.path / "final" / file) for run in (straight, resumed))
+        assert all(ours[name].equal(theirs[name]) for name in ours)
