@@ -15,8 +15,12 @@ from torch import Tensor
 import luthier.models
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.errors import UserError
+from luthier.export.merge import merge
+from luthier.models.adapters.format import write_adapter
 from luthier.models.hub import fetch
 from luthier.models.legacy.command import convert_folder
+from luthier.models.methods import apply_method
+from luthier.recipe.schema import LoRA
 from tests.models.legacy.cases import copy_of, expected, fixture
 
 GROUP = 8
@@ -134,6 +138,25 @@ def test_four_bits_are_cut_where_they_are_packed_and_come_back(quantised: tuple[
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert back.keys() == original.keys()
     assert all(torch.equal(back[key], original[key]) for key in original)
+
+
+def test_four_bits_are_a_frozen_base(quantised: tuple[Path, Path], source: Path, tmp_path: Path) -> None:
+    packed, plain = quantised
+    model, dense = luthier.models.load(str(packed), dtype="float32"), luthier.models.load(str(plain), dtype="float32")
+    ids = expected(source)["single.2.input_ids"]
+    with torch.no_grad():
+        assert (model(ids).logits - dense(ids).logits).abs().max() <= 1e-4
+    trained = apply_method(model, LoRA(rank=2, target=("c_attn", "w1")), seed=0)
+    assert {name.rpartition(".")[2] for name in trained.parameters} == {"lora_A", "lora_B"}
+    for name, parameter in trained.parameters.items():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    with torch.no_grad():
+        adapted = model(ids).logits
+    write_adapter(tmp_path / "adapter", model)
+    out = merge(str(packed), tmp_path / "out", adapter=tmp_path / "adapter", original_names=True)
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    with torch.no_grad():
+        assert (luthier.models.load(str(out), dtype="float32")(ids).logits - adapted).abs().max() <= 1e-3
 
 
 def test_a_qwen_that_sees_is_refused(source: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
@@ -99,11 +100,16 @@ def _selected(model: nn.Module, names: re.Pattern[str]) -> tuple[str, ...]:
     if any(names.fullmatch(name) for name, _ in model.named_modules() if name):
         return ()
     rules = rules_of(model)
-    native = {name.removesuffix(_WEIGHT): None for name, _ in model.named_parameters() if name.endswith(_WEIGHT)}
+    native = {name: None for name, module in model.named_modules() if _holds_numbers(module)}
     chosen = [name for name in native if any(map(names.fullmatch, _old_names(name, rules)))]
     tails = tuple(dict.fromkeys(_tail(name, rules) for name in chosen))
     meant = [name for name in native if any(name == tail or name.endswith(f".{tail}") for tail in tails)]
     return tails if meant == chosen else tuple(chosen)
+
+
+def _holds_numbers(module: nn.Module) -> bool:
+    """Whether a module has parameters of its own, or packed ones, which are buffers."""
+    return any(True for _ in chain(module.parameters(recurse=False), module.buffers(recurse=False)))
 
 
 def _old_names(module: str, rules: tuple[Rule, ...]) -> list[str]:
