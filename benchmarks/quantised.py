@@ -45,6 +45,7 @@ KINDS: dict[str, dict[str, object] | None] = {
     "int2 (hqq)": {"bits": 2},
     "int8 (bnb)": {"bits": 8},
     "int8 (torchao)": {"method": "torchao", "bits": 8},
+    "int4 (torchao)": {"method": "torchao", "bits": 4},
     "fp8 (torchao)": {"type": "fp8"},
 }
 """Name of a row → what the recipe says of the base."""

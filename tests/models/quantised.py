@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "hqq 3": {"bits": 3},
     "hqq 2": {"bits": 2},
     "torchao int8": {"method": "torchao", "bits": 8},
+    "torchao int4": {"method": "torchao", "bits": 4},
     "torchao fp8": {"type": "fp8"},
 }
 """Name of a kind → what the recipe says."""
@@ -64,10 +65,16 @@ def plain(folder: Path, kind: str) -> PreTrainedModel:
             bnb_4bit_compute_dtype=torch.float32,
         )
     elif library == "torchao":
-        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig
+        from torchao.quantization.granularity import PerGroup
         from transformers import TorchAoConfig
 
-        options["quantization_config"] = TorchAoConfig(Float8WeightOnlyConfig() if "fp8" in kind else Int8WeightOnlyConfig())
+        configs = {
+            "fp8": Float8WeightOnlyConfig(),
+            "int8": Int8WeightOnlyConfig(),
+            "int4": IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(64)),
+        }
+        options["quantization_config"] = TorchAoConfig(configs[kind.split()[1]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         place = {"device_map": {"": "cpu"}} if options else {}

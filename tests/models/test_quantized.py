@@ -113,6 +113,7 @@ def test_other_kinds_of_linear_layers(kind: str, family: str, tmp_path: Path) ->
         ("hqq", 0.32, 0.15),
         ("hqq 8", 0.57, 0.02),
         ("torchao int8", 0.51, 0.02),
+        ("torchao int4", 0.32, 0.2),
         ("torchao fp8", 0.51, 0.05),
     ],
 )

@@ -10,8 +10,7 @@ r"""How a weight is rounded: the recipe's `model.quantization`, worked out, and 
 | `fp8` | a float of 1 + 4 + 3 bits | one a row of W | torchao |
 
 Sources: QLoRA (Dettmers et al. 2023, arXiv:2305.14314), LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), HQQ (Badri and Shaji 2023,
-mobiusml.github.io/hqq_blog), torchao (github.com/pytorch/ao). The rounding is the libraries'; the product is ours (`QuantisedLinear`)
-where the library's own would keep a dense weight for the backward pass.
+mobiusml.github.io/hqq_blog), torchao (github.com/pytorch/ao). The rounding is the libraries'.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import UserError
-from luthier.models.linear import QuantisedLinear, dense_weight
+from luthier.models.linear import dense_weight
+from luthier.models.quantize.layers import EightBitLinear, FourBitLinear, HalfQuadraticLinear
 from luthier.recipe.schema import Quantization
 
 PACKAGES = {"bnb": ("bitsandbytes", "accelerate"), "hqq": ("hqq",), "torchao": ("torchao",)}
@@ -94,9 +94,18 @@ class Scheme:
     @torch.no_grad()
     def quantised(self, layer: nn.Module) -> nn.Module:
         """A layer in few bits, on the device, made of a dense one (`nn.Linear`, a subclass, or `Conv1D`), which is left as it is."""
-        weight, bias = dense_weight(layer, self.dtype), layer.bias
-        make = {"bnb": self._bitsandbytes, "hqq": self._half_quadratic, "torchao": self._torchao}[self.section.method]
-        return make(weight, bias).requires_grad_(False)  # type: ignore[arg-type]
+        weight = dense_weight(layer, self.dtype)
+        bias: Tensor | None = layer.bias  # type: ignore[assignment]
+        section, place = self.section, {"dtype": self.dtype, "device": self.device}
+        if section.method == "bnb":
+            made = self._bitsandbytes(weight, bias)
+        elif section.method == "hqq":
+            made = HalfQuadraticLinear(weight, bias, bits=section.bits, group=section.group, **place)
+        elif section.type == "int4":
+            made = FourBitLinear(weight, bias, group=section.group, **place)
+        else:
+            made = EightBitLinear(weight, bias, float8=section.type == "fp8", **place)
+        return made.requires_grad_(False)
 
     def round_trip(self, weight: Tensor) -> Tensor:
         """What is left of a weight [out, in] after rounding, float32 on the CPU."""
@@ -118,60 +127,3 @@ class Scheme:
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().to(self.dtype), requires_grad=False)
         return layer.to(self.device)  # the move is what quantises
-
-    def _half_quadratic(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        return HalfQuadraticLinear(weight, bias, self)
-
-    def _torchao(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        return TorchaoLinear(weight, bias, self)
-
-
-class HalfQuadraticLinear(QuantisedLinear):
-    """A weight that HQQ has rounded: whole numbers, and for each group a scale and a zero point in the type of training."""
-
-    packed: Tensor
-    scale: Tensor
-    zero: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> None:
-        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-
-        outputs, inputs = weight.shape
-        device = str(scheme.device)
-        super().__init__(inputs, outputs, None if bias is None else bias.to(device, scheme.dtype))
-        settings = BaseQuantizeConfig(nbits=scheme.section.bits, group_size=scheme.section.group, axis=1)
-        source = nn.Linear(inputs, outputs, bias=False, device="meta")
-        source.weight = nn.Parameter(weight.to(device), requires_grad=False)
-        made = HQQLinear(source, settings, compute_dtype=scheme.dtype, device=device)
-        self.register_buffer("packed", made.W_q.data)
-        self.register_buffer("scale", made.meta["scale"])
-        self.register_buffer("zero", made.meta["zero"])
-        self._how = {name: value for name, value in made.meta.items() if not isinstance(value, Tensor)}
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in], unpacked."""
-        from hqq.core.quantize import Quantizer
-
-        return Quantizer.dequantize(self.packed, {**self._how, "scale": self.scale, "zero": self.zero}).to(dtype)
-
-
-class TorchaoLinear(QuantisedLinear):
-    """A weight that torchao has rounded."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> None:
-        from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-
-        outputs, inputs = weight.shape
-        super().__init__(inputs, outputs, None if bias is None else bias.to(scheme.device, scheme.dtype))
-        source = nn.Linear(inputs, outputs, bias=False, device="meta")
-        source.weight = nn.Parameter(weight.to(scheme.device, copy=True), requires_grad=False)
-        if scheme.section.type == "int4":
-            settings = Int4WeightOnlyConfig(group_size=scheme.section.group)
-        else:
-            settings = Float8WeightOnlyConfig() if scheme.section.type == "fp8" else Int8WeightOnlyConfig()
-        quantize_(source, settings)
-        self.weight = source.weight
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in], unpacked."""
-        return self.weight.dequantize().to(dtype)
