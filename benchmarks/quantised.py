@@ -23,7 +23,7 @@ import torch
 
 import luthier
 from luthier.engine.evaluate import evaluate
-from luthier.engine.parallel import World
+from luthier.engine.parallel import start_world
 from luthier.export.merge import merge
 from luthier.models.linear import quantised_layers, shape_of, stored_bytes
 from luthier.models.loading import load_model
@@ -87,7 +87,7 @@ def _recipe(kind: str, data: Path, steps: int) -> Recipe:
     return recipe_from(
         {
             "model": {"path": "tiny", **({"quantization": said} if (said := KINDS[kind]) else {})},
-            "data": {"train": [str(data)], "validation": 100, "max_length": 256},
+            "data": {"train": [str(data)], "validation": 60, "max_length": 256},
             "method": {"type": "lora", "rank": 8, "alpha": 16},
             "train": {"max_steps": steps, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"},
             "report_to": [],
@@ -129,7 +129,7 @@ def _perplexity(recipe: Recipe, model: Model, adapter: Path | None = None) -> fl
         dataset.validation,
         micro_batch_tokens=1024,
         packing=policy.isolation.ok,
-        world=World(),
+        world=start_world(),
     )
     return measured.perplexity
 
