@@ -1,7 +1,7 @@
 """What few bits cost: LoRA on the embedded model, plain and in every kind of quantised base, and merged in both ways.
 
-    python benchmarks/quantised.py                                     # the table of docs/quantization.md, about 15 CPU-minutes
-    python benchmarks/quantised.py --kinds nf4 --steps 60              # one row
+    python benchmarks/quantised.py                                     # the table of docs/quantization.md, about 8 CPU-minutes
+    python benchmarks/quantised.py --kinds nf4 --steps 50              # one row
 
 The runs differ in the base alone: the same conversations, order, first adapter and learning rate, single precision. `memory` is what
 the quantised layers take, scales and tables included, as a share of 16 bits. `loss` is the mean training loss of the last third of
@@ -34,7 +34,7 @@ from luthier.recipe.load import recipe_from
 from luthier.recipe.schema import Model, Recipe
 from luthier.workshop.assembly import prepare_data
 
-DATA = Path(__file__).resolve().parents[2] / "shared/data/llamafactory/alpaca_zh_demo.json"
+DATA = Path(__file__).resolve().parents[2] / "shared/data/llamafactory/identity.json"
 KINDS: dict[str, dict[str, object] | None] = {
     "float32": None,
     "nf4": {"bits": 4},
@@ -87,7 +87,7 @@ def _recipe(kind: str, data: Path, steps: int) -> Recipe:
     return recipe_from(
         {
             "model": {"path": "tiny", **({"quantization": said} if (said := KINDS[kind]) else {})},
-            "data": {"train": [str(data)], "validation": 60, "max_length": 256},
+            "data": {"train": [str(data)], "validation": 16, "max_length": 256},
             "method": {"type": "lora", "rank": 8, "alpha": 16},
             "train": {"max_steps": steps, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"},
             "report_to": [],
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="conversations")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=50)
     chosen = parser.parse_args(arguments)
     kinds = list(dict.fromkeys(["float32", *chosen.kinds]))
     print(

@@ -19,7 +19,9 @@ from tests.workspace import Workspace, weights_of
 pytest.importorskip("bitsandbytes")
 
 
-@pytest.mark.parametrize("said", ["{bits: 4}", "{bits: 8}", "{method: hqq}"])
+@pytest.mark.parametrize(
+    "said", ["{bits: 4}", *(pytest.param(said, marks=pytest.mark.slow) for said in ("{bits: 8}", "{method: hqq}"))]
+)
 def test_a_stopped_run_ends_in_the_same_bits(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "hqq" in said:
         pytest.importorskip("hqq")

@@ -25,8 +25,11 @@ from tests.models.quantised import KINDS, TOKENS, load, logits, need, plain
 
 VARIANTS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
 TABLE = [(kind, variant) for kind in ("fp32", "nf4", "int8", "hqq") for variant in VARIANTS]
-REST = [(kind, "lora") for kind in KINDS if kind not in ("fp32", "nf4", "int8", "hqq")]
-QUANTISED = [kind for kind in KINDS if kind != "fp32"]
+COMMON = ("fp32", "nf4", "int8", "hqq", "torchao int4")
+REST = [
+    pytest.param(kind, "lora", marks=[] if kind in COMMON else pytest.mark.slow) for kind in KINDS if (kind, "lora") not in TABLE
+]
+QUANTISED = [pytest.param(kind, marks=[] if kind in COMMON else pytest.mark.slow) for kind in KINDS if kind != "fp32"]
 
 
 @pytest.fixture(scope="module")

@@ -96,15 +96,16 @@ class Scheme:
         """A layer in few bits, on the device, made of a dense one (`nn.Linear`, a subclass, or `Conv1D`), which is left as it is."""
         weight = dense_weight(layer, self.dtype)
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
-        section, place = self.section, {"dtype": self.dtype, "device": self.device}
+        section, dtype, device = self.section, self.dtype, self.device
+        made: nn.Module
         if section.method == "bnb":
             made = self._bitsandbytes(weight, bias)
         elif section.method == "hqq":
-            made = HalfQuadraticLinear(weight, bias, bits=section.bits, group=section.group, **place)
+            made = HalfQuadraticLinear(weight, bias, bits=section.bits, group=section.group, dtype=dtype, device=device)
         elif section.type == "int4":
-            made = FourBitLinear(weight, bias, group=section.group, **place)
+            made = FourBitLinear(weight, bias, group=section.group, dtype=dtype, device=device)
         else:
-            made = EightBitLinear(weight, bias, float8=section.type == "fp8", **place)
+            made = EightBitLinear(weight, bias, float8=section.type == "fp8", dtype=dtype, device=device)
         return made.requires_grad_(False)
 
     def round_trip(self, weight: Tensor) -> Tensor:
