@@ -6,6 +6,8 @@ to pack 4-bit numbers are for single kinds of GPUs; here its numbers are multipl
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -93,11 +95,13 @@ class FourBitLinear(QuantisedLinear):
 
         super().__init__(weight.shape[1], weight.shape[0], None if bias is None else bias.to(device, dtype))
         made = _plain(weight.to(device, dtype, copy=True))
-        quantize_(made, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group)))
-        numbers = (made.weight.qdata + 8).to(torch.uint8)
+        four = torch.int4  # type: ignore[attr-defined]
+        quantize_(made, IntxWeightOnlyConfig(weight_dtype=four, granularity=PerGroup(group)))
+        rounded: Any = made.weight
+        numbers = (rounded.qdata + 8).to(torch.uint8)
         self.register_buffer("packed", numbers[:, ::2] | numbers[:, 1::2] << 4)
-        self.register_buffer("scale", made.weight.scale)
-        self.register_buffer("zero", made.weight.zero_point)
+        self.register_buffer("scale", rounded.scale)
+        self.register_buffer("zero", rounded.zero_point)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in], unpacked."""
