@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
+from jinja2.runtime import Context
 
 from luthier.chat.sandbox import BEGIN, CHARACTERS, END, SOURCE_CHARACTERS, ChatEnvironment, OutOfTime, Raised, budget
 from luthier.errors import UserError
@@ -61,6 +62,7 @@ class Program:
             raise UserError(f"the chat template is not valid Jinja (its line {error.lineno}): {error.message}") from error
         except RecursionError as error:
             raise UserError("the chat template is nested too deeply") from error
+        self._globals = dict(self._template.globals)  # as one mapping: Jinja's chain of them costs more than a short rendering
         self._tells_time = "strftime_now" in source
 
     def run(self, variables: dict[str, Any], now: datetime | None) -> tuple[str, list[Block]]:
@@ -80,7 +82,8 @@ class Program:
             variables["strftime_now"] = (now or datetime.now()).strftime
         budget.begin()
         try:
-            return _collect(self._template.root_render_func(self._template.new_context(variables)))
+            names = {**self._globals, **variables}
+            return _collect(self._template.root_render_func(Context(self._template.environment, names, None, self._template.blocks)))
         except Raised as error:
             raise TemplateRefused(str(error)) from error
         except OutOfTime as error:
@@ -155,6 +158,8 @@ def prepared(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _prepare(message: Message) -> dict[str, Any]:
+    if type(message) is dict and len(message) == 2 and type(message.get("content")) is str and type(message.get("role")) is str:
+        return {**message}  # as most are
     copy: dict[str, Any] = {plain(key): plain(value) for key, value in message.items() if key != "weight"}
     reasoning = next((copy[name] for name in REASONING if copy.get(name) is not None), None)
     return copy if reasoning is None else {"thinking": reasoning, **copy, "reasoning_content": reasoning}

@@ -40,8 +40,10 @@ _CLOSING = re.compile(r"\s*(?:</think>)?\s*")
 
 def thought_of(message: Message) -> str:
     """The thought of a message, empty if it has none."""
-    named = next((message[name] for name in REASONING if isinstance(message.get(name), str) and message[name]), "")
     content = message.get("content")
+    if len(message) == 2 and isinstance(content, str) and "</think>" not in content:
+        return ""  # a role and a text, as most are
+    named = next((message[name] for name in REASONING if isinstance(message.get(name), str) and message[name]), "")
     inline = _INLINE.match(content) if not named and isinstance(content, str) and "</think>" in content else None
     return inline[1].strip() if inline else named
 
