@@ -83,7 +83,9 @@ class Program:
         budget.begin()
         try:
             names = {**self._globals, **variables}
-            return _collect(self._template.root_render_func(Context(self._template.environment, names, None, self._template.blocks)))
+            return _collect(
+                self._template.root_render_func(Context(self._template.environment, names, None, self._template.blocks))
+            )
         except Raised as error:
             raise TemplateRefused(str(error)) from error
         except OutOfTime as error:
