@@ -23,6 +23,7 @@ COMMANDS = {
     "compare",
     "env",
     "login",
+    "adapters",
     "runs",
     "recipes",
     "data",

@@ -43,7 +43,6 @@ def change(folder: Path, **fields: Any) -> None:
         ("init_lora_weights", "loftq"),
         ("layer_replication", [[0, 2], [1, 2]]),
         ("target_parameters", ["experts.gate_up_proj"]),
-        ("trainable_token_indices", [5]),
         ("lora_bias", True),
         ("use_qalora", True),
         ("alora_invocation_tokens", [1, 2]),

@@ -102,3 +102,30 @@ def test_an_adapter_is_continued_with_its_own_settings(tmp_path: Path) -> None:
 def test_mistakes_are_named(method: LoRA | Freeze, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         apply_method(build("llama"), method, seed=0)
+
+
+def test_layers_are_chosen_by_expression_number_and_exclusion() -> None:
+    names = trained_modules(apply_method(build("llama"), LoRA(rank=2, target=r".*\.1\..*(q|up)_proj"), seed=0))
+    assert names == {"model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"}
+    names = trained_modules(apply_method(build("llama"), LoRA(rank=2, layers=(0,), exclude=("down_proj",)), seed=0))
+    assert len(names) == 6
+    assert all(".layers.0." in name and "down_proj" not in name for name in names)
+    with pytest.raises(UserError, match="matches"):
+        apply_method(build("llama"), LoRA(rank=2, target="q.*z"), seed=0)
+
+
+def test_ranks_and_alphas_by_layer() -> None:
+    model = build("llama")
+    apply_method(
+        model, LoRA(rank=4, alpha=8, rank_pattern={"v_proj": 2, r"layers\.1\..*": 6}, alpha_pattern={"v_proj": 1}), seed=0
+    )
+    layer = model.model.layers
+    assert (layer[0].self_attn.q_proj.rank, layer[0].self_attn.v_proj.rank, layer[1].self_attn.q_proj.rank) == (4, 2, 6)
+    assert layer[0].self_attn.v_proj.scaling == 0.5
+
+
+def test_lora_plus_speeds_up_b_and_the_magnitudes() -> None:
+    trained = apply_method(build("llama"), LoRA(rank=2, dora=True, loraplus_ratio=8, modules_to_save=("norm",)), seed=0)
+    faster = {name for name in trained.parameters if trained.rates.get(name, 1.0) == 8}
+    assert faster == {name for name in trained.parameters if not name.endswith("lora_A")}
+    assert not apply_method(build("llama"), LoRA(rank=2), seed=0).rates

@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 
 from luthier import __version__
+from luthier.cli.adapters import adapters_app
 from luthier.cli.chat import chat, compare
 from luthier.cli.data import data_app
 from luthier.cli.env import env
@@ -78,6 +79,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.add_typer(template_app, name="template")
+app.add_typer(adapters_app, name="adapters")
 app.add_typer(export_app, name="export")
 app.command()(env)
 app.command()(login)

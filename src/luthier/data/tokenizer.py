@@ -39,12 +39,13 @@ class LibraryBackend:
     """Encodes through a `tokenizers.Tokenizer`, which knows offsets and special tokens itself.
 
     Attributes:
-        rust: that tokenizer.
+        source: that tokenizer.
+        rust: the same, or a copy that neither cuts nor pads.
         controls: texts of its control tokens.
     """
 
     def __init__(self, rust: Any) -> None:
-        self.rust = _plain(rust)
+        self.source, self.rust = rust, _plain(rust)
         self.controls = tuple(token.content for token in rust.get_added_tokens_decoder().values() if token.special)
 
     @property
@@ -70,6 +71,13 @@ class LibraryBackend:
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         """Text of ids."""
         return self.rust.decode([int(id_) for id_ in ids], skip_special_tokens=skip_special)
+
+    def extended(self, texts: Sequence[str]) -> LibraryBackend:
+        """With more tokens."""
+        from tokenizers import AddedToken
+
+        self.source.add_tokens([AddedToken(text, normalized=False) for text in texts])
+        return LibraryBackend(self.source)
 
     @staticmethod
     def _columns(found: Any) -> Encoded:
@@ -184,6 +192,23 @@ class Tokenizer:
 
         folder.mkdir(parents=True, exist_ok=True)
         return save(self, folder, chat_template or self.chat_template)
+
+    def extended(self, texts: Sequence[str]) -> Tokenizer:
+        """This tokenizer with more tokens; itself when it has them all. A new token is found anywhere in a text, as a whole.
+
+        It is ordinary text otherwise: it is shown when answers are decoded, unlike special tokens. This object is used up.
+        """
+        new = [text for text in dict.fromkeys(texts) if len(self.encode(text).ids) != 1]
+        if not new:
+            return self
+        return Tokenizer(
+            self._backend.extended(new),
+            roles=self.variables,
+            fingerprint=files.digest([self.fingerprint.encode(), *(text.encode() for text in new)]),
+            adds_bos=self.adds_bos,
+            chat_template=self.chat_template,
+            hf=self.hf,
+        )
 
     @property
     def backend(self) -> LibraryBackend | PieceBackend:

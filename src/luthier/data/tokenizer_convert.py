@@ -72,12 +72,15 @@ def save(tokenizer: Convertible, folder: Path, chat_template: str | None) -> str
 @lru_cache(maxsize=2)
 def _converted(tokenizer: Convertible) -> Any:
     """A transformers tokenizer made of one that was read without transformers."""
+    from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     backend = tokenizer.backend
     if isinstance(backend, PieceBackend):
-        rust = backend.engine.convert(backend.specials)
+        rust = backend.engine.convert({text: id_ for text, id_ in backend.specials.items() if text not in backend.words})
+        words = sorted(backend.words, key=backend.specials.__getitem__)  # the last ids of all, in their order
+        rust.add_tokens([AddedToken(text, normalized=False) for text in words])
         if tokenizer.adds_bos:
             bos = tokenizer.bos_token
             rust.post_processor = TemplateProcessing(

@@ -106,10 +106,17 @@ class PieceBackend:
         engine: the library.
         specials: special tokens, text → id.
         controls: those of them that stand for no text; by default all.
+        words: those of them that are ordinary text, and are shown when the others are skipped.
     """
 
-    def __init__(self, engine: Engine, specials: Mapping[str, int], controls: Sequence[str] | None = None) -> None:
-        self.engine, self.specials = engine, dict(specials)
+    def __init__(
+        self,
+        engine: Engine,
+        specials: Mapping[str, int],
+        controls: Sequence[str] | None = None,
+        words: frozenset[str] = frozenset(),
+    ) -> None:
+        self.engine, self.specials, self.words = engine, dict(specials), words
         self.controls = tuple(specials) if controls is None else tuple(controls)
         self._names = {id_: text for text, id_ in self.specials.items()}
         longest_first = sorted(self.specials, key=len, reverse=True)
@@ -119,6 +126,11 @@ class PieceBackend:
     def vocab_size(self) -> int:
         """Ids in all, special tokens included."""
         return max(len(self.engine.lengths), max(self.specials.values(), default=-1) + 1)
+
+    def extended(self, texts: Sequence[str]) -> PieceBackend:
+        """With more tokens, which are ordinary text."""
+        new = {text: self.vocab_size + number for number, text in enumerate(texts)}
+        return PieceBackend(self.engine, self.specials | new, self.controls, self.words | set(new))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[Encoded]:
         """Ids and offsets of each text; special tokens in the text are recognised, none are added."""
@@ -143,7 +155,7 @@ class PieceBackend:
             if run:
                 text.append(self.engine.decode(run))
                 run = []
-            if id_ is not None and not skip_special:
+            if id_ is not None and (not skip_special or self._names[id_] in self.words):
                 text.append(self._names[id_])
         return "".join(text)
 

@@ -34,6 +34,7 @@ from luthier.engine.parallel import World
 from luthier.engine.plan import Plan
 from luthier.engine.signals import StopRequest, stop_on_signals
 from luthier.engine.state import DROPOUT, LOSS_WINDOW, TrainState, fingerprint, reseed
+from luthier.models.adapters.adalora import Allocator
 from luthier.models.policy import Policy
 from luthier.objectives import Objective, score
 from luthier.recipe.schema import Recipe
@@ -70,6 +71,7 @@ class Job:
         world: the processes.
         callbacks: the watchers, on the main rank.
         sample: answers the recipe's prompts after the given step; on the main rank.
+        allocator: moves ranks between the layers of an AdaLoRA adapter.
     """
 
     recipe: Recipe
@@ -86,6 +88,7 @@ class Job:
     world: World
     callbacks: Sequence[Callback] = ()
     sample: Callable[[int], None] | None = None
+    allocator: Allocator | None = None
     executed: Executed = field(default_factory=Executed)
 
 
@@ -171,9 +174,15 @@ def _step(job: Job) -> Pending:
         if len(rows):
             reseed(DROPOUT, job.recipe.train.seed, state.step, index, world.rank)
             loss += _forward_backward(job, drawn.batch(rows).to(world.device), denominator, by_source)
+    if job.allocator is not None and world.main:
+        (job.allocator.penalty() * job.optimizer.scale).backward()
     job.optimizer.reduce(world, loss, by_source)
+    if job.allocator is not None:
+        job.allocator.observe(job.optimizer.gradients(), state.step + 1)
     update = job.optimizer.step(loss, rate)
     state.step += 1
+    if job.allocator is not None:
+        job.optimizer.switch_off(job.allocator.choose(state.step))
     tokens, supervised = int(lengths.sum()), int(drawn.store.supervised[drawn.segments].sum())
     return Pending(state.step, loss, update.grad_norm, update.bad, rate, tokens, supervised, drawn, by_source, denominators)
 
@@ -315,7 +324,8 @@ def _save(job: Job) -> None:
             "store": job.store.key,
             "cursor": job.batches.cursor(),
         }
-        folder = job.checkpoints.save(job.state.step, job.write_weights, job.optimizer.state(), state)
+        tensors = job.optimizer.state() | (job.allocator.state() if job.allocator else {})
+        folder = job.checkpoints.save(job.state.step, job.write_weights, tensors, state)
         job.checkpoints.rotate(job.state.step, job.state.best_step)
         for callback in job.callbacks:
             callback.on_save(job.state.step, folder)

@@ -70,21 +70,24 @@ class Optimizer:
         parameters: the trained parameters by name, in a stable order.
         train: the recipe's `train` section.
         half: compute is fp16, so losses are scaled.
+        rates: learning rate of some parameters, as a multiple of the schedule's.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], train: Train, *, half: bool = False) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Parameter], train: Train, *, half: bool = False, rates: Mapping[str, float] | None = None
+    ) -> None:
         self.parameters, self.train = dict(parameters), train
         self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             master = self.masters[name]
             if master is not parameter:
                 parameter.register_post_accumulate_grad_hook(_into(master))
-        groups = [
-            {"params": [m for m in self.masters.values() if m.ndim >= 2], "weight_decay": train.weight_decay},
-            {"params": [m for m in self.masters.values() if m.ndim < 2], "weight_decay": 0.0},
-        ]
+        groups: dict[tuple[float, float], list[Parameter]] = {}
+        for name, master in self.masters.items():
+            decay = train.weight_decay if master.ndim >= 2 else 0.0
+            groups.setdefault((decay, (rates or {}).get(name, 1.0)), []).append(master)
         self.adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [{"params": members, "weight_decay": decay, "times": times} for (decay, times), members in groups.items()],
             lr=train.learning_rate,
             betas=(train.beta1, train.beta2),
             eps=train.epsilon,
@@ -114,13 +117,24 @@ class Optimizer:
         if self.train.max_grad_norm:
             torch._foreach_mul_(gradients, (self.train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         for group in self.adamw.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["times"]
         self.adamw.found_inf = bad  # type: ignore[attr-defined]
         self.adamw.step()
         self._round_back()
         if self.half:
             self._adapt_scale(bad)
         return Update(norm, bad)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of each trained parameter by name, summed and unscaled; before `step`."""
+        return {name: gradient / self.scale for name, gradient in zip(self.masters, self._gradients(), strict=True)}
+
+    @torch.no_grad()
+    def switch_off(self, places: Mapping[str, Tensor]) -> None:
+        """Set numbers of parameters to zero where `places` (bool, of their shape) says so."""
+        for name, place in places.items():
+            self.masters[name].masked_fill_(place, 0.0)
+            self.parameters[name].masked_fill_(place, 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resume needs besides the weights: moments, step counts, masters that the weights do not hold, the scale."""

@@ -4,8 +4,8 @@
 
 The architecture is built without memory for its weights and given the adapter, so which layer gets what, and by which formula, is asked
 of the same code that trains. Peak memory is the adapter, a few copies of the largest tensor, and the pages of one file. What
-is called otherwise in the files than in the architecture (fused experts, new tokens) cannot be done one tensor at a time; `stream` says
-so by returning None, and the whole model is merged instead.
+is called otherwise in the files than in the architecture (fused experts), or is a part of a tensor (trained rows, new tokens), cannot be
+done one tensor at a time; `stream` says so by returning None, and the whole model is merged instead.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def stream(
     names = _Names(model, stored)
     rounded = {f"{name}.weight" for name in layers_to_quantise(model, scheme)[0]} if scheme is not None else set()
     transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    insert_adapter(model, read_adapter(adapter), seed=None)
+    settings = read_adapter(adapter)
+    if settings.tokens:
+        return None
+    insert_adapter(model, settings, seed=None)
     if set(StoredWeights(adapter)) - set(file_keys(model).values()):
         return None
     values = read_values(adapter, model)

@@ -6,23 +6,28 @@ part of a run's state (optimizer moments are stored by it), so it depends on the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.adapters import borrowed
-from luthier.models.adapters.config import AdapterConfig, check_names
-from luthier.models.adapters.format import kind_of, read_config, read_values
-from luthier.models.adapters.insert import insert_adapter
+from luthier.models.adapters.config import check_names
+from luthier.models.adapters.format import kind_of
 from luthier.models.adapters.merge import merge
 from luthier.models.checkpointing import decoder_layers
 from luthier.models.expand import expand
 from luthier.models.legacy.names import modern_names
 from luthier.models.linear import count_weights, quantised_layers
-from luthier.recipe.schema import Freeze, Full, LlamaPro, LoRA, Method
+from luthier.models.low_rank import apply_low_rank, load_low_rank, rates_of
+from luthier.recipe.schema import AdaLoRA, Freeze, Full, LlamaPro, LoRA, Method
+
+if TYPE_CHECKING:
+    from luthier.data.batch import Drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +39,29 @@ class Trainable:
         total: numbers in the whole model, adapters included.
         count: numbers that are trained.
         notes: what the user should know, a sentence each.
+        rates: learning rate of some parameters, as a multiple of the recipe's.
     """
 
     parameters: dict[str, nn.Parameter]
     total: int
     count: int
     notes: tuple[str, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.count:,} of {self.total:,} parameters are trained ({self.count / self.total:.2%})"
 
 
-def apply_method(model: PreTrainedModel, method: Method, *, seed: int, adapter: Path | None = None) -> Trainable:
+def apply_method(
+    model: PreTrainedModel,
+    method: Method,
+    *,
+    seed: int,
+    adapter: Path | None = None,
+    saved: Path | None = None,
+    tokens: tuple[int, ...] = (),
+    drawn: Iterable[Drawn] = (),
+) -> Trainable:
     """Make `model` ready for training, in place.
 
     Args:
@@ -54,14 +70,18 @@ def apply_method(model: PreTrainedModel, method: Method, *, seed: int, adapter: 
         seed: seed of an adapter's first values.
         adapter: folder of an adapter to continue from, of the same kind. Its own settings hold (but the recipe's dropout, with
             `lora`). With `full`, `freeze` and `llama_pro` it is merged first.
+        saved: folder of the checkpoint that is loaded next: a LoRA adapter gets the form that it has there, and no first values.
+        tokens: ids of the tokens whose rows are trained beside a LoRA adapter.
+        drawn: what the first steps learn from, for a start that looks at the data.
 
     Raises:
         UserError: a name that fits nothing, or an adapter that does not fit.
     """
     notes: tuple[str, ...] = ()
-    if isinstance(method, LoRA):
-        notes = _lora(model, method, seed, adapter)
-    elif isinstance(method, Full | Freeze | LlamaPro):
+    if isinstance(method, LoRA | AdaLoRA):
+        notes = apply_low_rank(model, method, seed=seed, adapter=adapter, saved=saved, tokens=tokens, drawn=drawn)
+        return trainable(model, notes, rates_of(model, method))
+    if isinstance(method, Full | Freeze | LlamaPro):
         if adapter is not None:
             load_adapter(model, adapter)
             merge(model)
@@ -89,38 +109,15 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     if kind_of(folder) in borrowed.KINDS:
         borrowed.load(model, folder)
     else:
-        _load_lora(model, folder)
+        load_low_rank(model, folder)
 
 
-def _load_lora(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0) -> AdapterConfig:
-    """Put a LoRA adapter into `model`, in place, and return its settings."""
-    config = replace(read_config(folder), dropout=dropout)
-    insert_adapter(model, config, seed=None)
-    parameters = dict(model.named_parameters())
-    for name, value in read_values(folder, model).items():
-        parameters[name].data.copy_(value)
-    return config
-
-
-def trainable(model: nn.Module, notes: tuple[str, ...] = ()) -> Trainable:
+def trainable(model: nn.Module, notes: tuple[str, ...] = (), rates: Mapping[str, float] | None = None) -> Trainable:
     """The parameters of `model` that require gradients, and how many they are."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise UserError("nothing is trained", where="method", hint="Choose layers, modules, embeddings or the head.")
-    return Trainable(trained, count_weights(model), sum(parameter.numel() for parameter in trained.values()), notes)
-
-
-def _lora(model: PreTrainedModel, method: LoRA, seed: int, adapter: Path | None) -> tuple[str, ...]:
-    wanted = AdapterConfig.from_method(method)
-    if adapter is None:
-        if isinstance(method.target, tuple):
-            check_names(model, modern_names(method.target, model), "method.target")
-        insert_adapter(model, wanted, seed=seed)
-        return ()
-    found = _load_lora(model, adapter, dropout=method.dropout)
-    if found == replace(wanted, target=found.target):
-        return ()
-    return (f"the adapter keeps its own settings: rank {found.rank}, alpha {found.alpha:g}; those of `method` are not used",)
+    return Trainable(trained, count_weights(model), sum(parameter.numel() for parameter in trained.values()), notes, rates or {})
 
 
 def _freeze(model: PreTrainedModel, method: Freeze) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from luthier.models.adapters import borrowed
-from luthier.models.adapters.format import read_values, write_adapter
+from luthier.models.adapters.format import load_values, read_values, write_adapter
 from luthier.models.adapters.insert import adapter_config
 from luthier.models.adapters.prompts import prefix_length, prompt_of
 from luthier.models.attention import packed_row
@@ -177,6 +177,9 @@ class Policy:
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Put the trained tensors of a folder back into the model, in its dtype."""
+        if adapter_config(self.model) is not None:
+            load_values(folder, self.model)
+            return
         for name, value in self.read(folder).items():
             self.trainable.parameters[name].copy_(value)
 

@@ -21,8 +21,11 @@ from luthier.recipe.sections.method import (
     BOFT,
     IA3,
     OFT,
+    STARTS_INSIDE,
+    AdaLoRA,
     Freeze,
     Full,
+    Init,
     LlamaAdapter,
     LlamaPro,
     LoRA,
@@ -42,13 +45,16 @@ __all__ = [
     "BOFT",
     "IA3",
     "OFT",
+    "STARTS_INSIDE",
     "STREAM_WINDOW",
+    "AdaLoRA",
     "Checkpoint",
     "Data",
     "Evaluate",
     "FormatName",
     "Freeze",
     "Full",
+    "Init",
     "LlamaAdapter",
     "LlamaPro",
     "LoRA",
@@ -120,6 +126,8 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.model.quantization and self.method.type in ("full", "freeze", "llama_pro"):
             raise ValueError("`model.quantization` needs a frozen base: use `method: lora`")
+        if isinstance(self.method, LoRA) and self.method.init == "loftq" and not self.model.quantization:
+            raise ValueError("`method.init: loftq` needs a quantised base: set `model.quantization`")
         if self.data.streaming and not self.train.max_steps:
             raise ValueError("`data.streaming` needs `train.max_steps`: nobody knows how long a stream is")
         if self.evaluate.patience and self.data.validation is None:

@@ -6,14 +6,16 @@ Cheap checks come first: a mistake in the recipe or the data is told before a la
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from luthier.chat import ChatTemplate
+from luthier.data.batch import Drawn
 from luthier.data.loader import Batches, batches_of
 from luthier.data.prepare import Dataset, Progress, prepare
 from luthier.data.preview import coloured
@@ -25,14 +27,17 @@ from luthier.engine.plan import DTYPES, Plan, Precision, batch_of, choose_precis
 from luthier.errors import UserError
 from luthier.export.source import tokenizer_folder
 from luthier.generation.chat import ChatModel
+from luthier.models.adapters.adalora import Allocator
+from luthier.models.adapters.tokens import make_room
 from luthier.models.checkpointing import set_checkpointing
 from luthier.models.hub import fetch
 from luthier.models.loading import check_weights, load_model, read_config
+from luthier.models.low_rank import allocator_of
 from luthier.models.methods import apply_method
 from luthier.models.policy import Policy
 from luthier.models.rope import reach
 from luthier.objectives import OBJECTIVES, Objective
-from luthier.recipe.schema import Prefixed, Recipe, RopeScaling
+from luthier.recipe.schema import LoRA, Prefixed, Recipe, RopeScaling
 from luthier.workshop.loading import served_otherwise, template_for
 from luthier.workshop.watching import Sampler, Watchers
 
@@ -62,6 +67,7 @@ class Assembled:
     optimizer: Optimizer
     plan: Plan
     sampler: Sampler | None
+    allocator: Allocator | None
     notes: tuple[str, ...]
 
 
@@ -72,6 +78,7 @@ def assemble(
     *,
     pinned: str | None = None,
     cursor: Mapping[str, Any] | None = None,
+    saved: Path | None = None,
     run: Path | None = None,
 ) -> Assembled:
     """Make all parts.
@@ -82,6 +89,7 @@ def assemble(
         watchers: hear what is being done.
         pinned: key of the token store that a resumed run learnt from.
         cursor: where its stream stood.
+        saved: its checkpoint, whose values are loaded next.
         run: the run's folder, which holds a reference to the store.
 
     Raises:
@@ -100,7 +108,8 @@ def assemble(
         watchers.note(warning)
     batches = batches_of(dataset, recipe, batch, cursor)
     _introduce(dataset, batches, tokenizer, watchers)
-    policy = _policy(recipe, precision, world)
+    model = load_model(section, dtype=DTYPES[precision], device=world.device)
+    policy = _policy(recipe, model, tokenizer, batches, saved)
     watchers.note(policy.describe())
     if section.rope_scaling is not None and recipe.method.type not in ("full", "freeze"):
         watchers.note(
@@ -129,9 +138,10 @@ def assemble(
         policy=policy,
         objective=OBJECTIVES[stage],
         batches=batches,
-        optimizer=Optimizer(policy.trainable.parameters, recipe.train, half=precision == "fp16"),
+        optimizer=Optimizer(policy.trainable.parameters, recipe.train, half=precision == "fp16", rates=policy.trainable.rates),
         plan=plan,
         sampler=sampler,
+        allocator=allocator_of(model, recipe.method, plan.total_steps),
         notes=notes,
     )
 
@@ -140,20 +150,55 @@ def prepare_data(
     recipe: Recipe, *, progress: Progress | None = None, pinned: str | None = None, run: Path | None = None
 ) -> tuple[Tokenizer, ChatTemplate, Dataset]:
     """Tokenizer, chat template and dataset of a recipe. Arguments are those of `data.prepare.prepare`."""
-    tokenizer = load_tokenizer(tokenizer_folder(recipe.model))
+    tokenizer = load_tokenizer(tokenizer_folder(recipe.model)).extended(recipe.model.new_tokens)
     template = template_for(recipe, tokenizer)
     shown = None if recipe.stage.type == "pt" else template
     return tokenizer, template, prepare(recipe, tokenizer, shown, progress=progress, pinned=pinned, run=run)
 
 
-def _policy(recipe: Recipe, precision: Precision, world: World) -> Policy:
+def _policy(recipe: Recipe, model: PreTrainedModel, tokenizer: Tokenizer, batches: Batches, saved: Path | None) -> Policy:
     """The model with its method applied."""
-    section = recipe.model
-    model = load_model(section, dtype=DTYPES[precision], device=world.device)
-    adapter = fetch(section.adapter, hub=section.hub) if section.adapter else None
-    trained = apply_method(model, recipe.method, seed=recipe.train.seed, adapter=adapter)
+    section, method = recipe.model, recipe.method
+    if section.new_tokens:
+        make_room(model, tokenizer.vocab_size)
+    trained = apply_method(
+        model,
+        method,
+        seed=recipe.train.seed,
+        adapter=fetch(section.adapter, hub=section.hub) if section.adapter else None,
+        saved=saved,
+        tokens=_ids(tokenizer, section.new_tokens, method.trainable_tokens) if isinstance(method, LoRA) else (),
+        drawn=_first(batches),
+    )
     set_checkpointing(model, recipe.train.activation_checkpointing)
     return Policy(model, trained)
+
+
+def _ids(tokenizer: Tokenizer, new: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[int, ...]:
+    """Ids of the tokens whose rows are trained, each once, in ascending order.
+
+    Raises:
+        UserError: a text is not one token.
+    """
+    found = set()
+    for text in (*new, *wanted):
+        ids = tokenizer.encode(text).ids.tolist()
+        if len(ids) != 1:
+            raise UserError(
+                f"`{text}` is {len(ids)} tokens of this tokenizer, not one",
+                where="method.trainable_tokens",
+                hint="Add it to the vocabulary with `model.new_tokens`.",
+            )
+        found.add(ids[0])
+    return tuple(sorted(found))
+
+
+def _first(batches: Batches) -> Iterator[Drawn]:
+    """What the first steps learn from, without taking a step; of a stream, no more than the next one."""
+    if isinstance(batches, StreamBatches):
+        yield batches.peek()
+    else:
+        yield from (batches(step) for step in range(batches.steps_per_epoch))
 
 
 def _precision(recipe: Recipe, world: World) -> Precision:

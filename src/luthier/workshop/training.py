@@ -159,7 +159,15 @@ def _execute(recipe: Recipe, folder: RunFolder, earlier: Checkpoints | None, wor
             torch.set_num_threads(saved.state["plan"]["threads"])
         before = saved.state if saved else {}
         pinned, cursor = before.get("store"), before.get("cursor")
-        parts = assemble(as_before(recipe, saved), world, watchers, pinned=pinned, cursor=cursor, run=folder.path)
+        parts = assemble(
+            as_before(recipe, saved),
+            world,
+            watchers,
+            pinned=pinned,
+            cursor=cursor,
+            saved=saved.folder if saved else None,
+            run=folder.path,
+        )
         with closing(parts.batches):
             job = _job(recipe, folder, parts, saved, world, watchers)
             if writer:
@@ -220,6 +228,8 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         state = TrainState.from_json(saved.state["train"])
         parts.policy.load(saved.folder)
         parts.optimizer.load(saved.tensors)
+        if parts.allocator is not None:
+            parts.allocator.load(saved.tensors)
         if (now := fingerprint(world.device)) != saved.state["fingerprint"]:
             changed = ", ".join(key for key, value in now.items() if value != saved.state["fingerprint"].get(key))
             watchers.note(f"resumed elsewhere ({changed} changed): equal to the uninterrupted run, but not bit for bit")
@@ -240,6 +250,7 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         world=world,
         callbacks=watchers.all,
         sample=parts.sampler,
+        allocator=parts.allocator,
     )
 
 

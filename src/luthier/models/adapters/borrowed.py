@@ -42,7 +42,7 @@ PROMPT = "prompt_embeddings"
 """The one tensor in PEFT's file of a prefix."""
 
 KINDS = {
-    "ADALORA", "ADAPTION_PROMPT", "BOFT", "IA3", "LN_TUNING", "OFT", "PREFIX_TUNING", "PROMPT_TUNING", "VERA",
+    "ADAPTION_PROMPT", "BOFT", "IA3", "LN_TUNING", "OFT", "PREFIX_TUNING", "PROMPT_TUNING", "VERA",
 }  # fmt: skip
 """Adapters of PEFT that are read; each is a method of ours, and tested."""
 

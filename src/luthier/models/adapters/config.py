@@ -8,7 +8,8 @@ names layers are followed to the letter:
   transformers 5) are bare parameters, not layers, and so are left out, as by PEFT;
 * `layers_to_transform` keeps only the given layer numbers;
 * `rank_pattern` and `alpha_pattern` give other values to layers whose name ends in a match of their key;
-* modules in `modules_to_save` are trained whole and get no adapter.
+* modules in `modules_to_save` are trained whole and get no adapter;
+* `trainable_token_indices` names rows of the embeddings (and of the head) that are trained, see `tokens`.
 
 Fields beyond these change what an adapter computes. One that is set to something is refused by name, for an adapter that is only
 nearly understood gives a model that is only nearly right.
@@ -16,19 +17,26 @@ nearly understood gives a model that is only nearly right.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError, did_you_mean
+from luthier.models.adapters.adalora import Schedule
 from luthier.models.linear import is_linear
-from luthier.recipe.schema import LoRA
+from luthier.recipe.schema import AdaLoRA, LoRA
 
+LORA, ADALORA = "LORA", "ADALORA"
+LORA_RANK = 8
+"""What PEFT wants to read as `r` of an AdaLoRA adapter, where it means nothing."""
 ALL_LINEAR = "all-linear"
+EMBEDDINGS = ""
+"""What `AdapterConfig.tokens` calls the input embeddings where a file does not say their name."""
 _Value = TypeVar("_Value", int, float)
 
 _INFORMATIVE = {
@@ -36,6 +44,7 @@ _INFORMATIVE = {
     "fan_in_fan_out", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "runtime_config", "bias",
     "init_lora_weights",
 }  # fmt: skip
+_ADALORA = {"init_r", "target_r", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
 """Fields of adapter_config.json that say nothing of the computation of a loaded adapter (or are checked apart)."""
 
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
@@ -47,7 +56,9 @@ class AdapterConfig:
     """The settings of one LoRA adapter.
 
     Attributes are named as in the recipe; `_FIELDS` maps them to PEFT's names. `target` is a tuple of names, a regular expression, or
-    `all-linear`; `layers` limits names (not an expression) to these layer numbers.
+    `all-linear`; `layers` limits names (not an expression) to these layer numbers. `tokens` maps the end of a module's name (the empty
+    one is the embeddings) to the rows of it that are trained. `adalora` are the fields that AdaLoRA adds, by PEFT's names; `rank` is then
+    the rank that it began with, and `rank_pattern` has the layers with another.
     """
 
     rank: int = 8
@@ -62,10 +73,22 @@ class AdapterConfig:
     layers: tuple[int, ...] = ()
     layers_pattern: tuple[str, ...] = ()
     exclude: str | tuple[str, ...] = ()
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    adalora: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_method(cls, method: LoRA) -> AdapterConfig:
+    def from_method(cls, method: LoRA | AdaLoRA) -> AdapterConfig:
         """The recipe's `method` section as adapter settings."""
+        if isinstance(method, AdaLoRA):
+            return cls(
+                rank=method.start_rank,
+                alpha=method.alpha,
+                dropout=method.dropout,
+                target=method.target,
+                modules_to_save=method.modules_to_save,
+                exclude=method.exclude,
+                adalora=Schedule(1, 0, 0, 1, method.rank, method.start_rank, method.orthogonality).to_peft(),
+            )
         return cls(
             rank=method.rank,
             alpha=method.alpha,
@@ -74,6 +97,10 @@ class AdapterConfig:
             rslora=method.rslora,
             dora=method.dora,
             modules_to_save=method.modules_to_save,
+            rank_pattern=method.rank_pattern,
+            alpha_pattern=method.alpha_pattern,
+            layers=method.layers,
+            exclude=method.exclude,
         )
 
     @classmethod
@@ -83,12 +110,16 @@ class AdapterConfig:
         Raises:
             UserError: another kind of adapter, or a field that is set and not understood.
         """
-        if value.get("peft_type") != "LORA":
+        if value.get("peft_type") not in (LORA, ADALORA):
             raise UserError(
                 f"an adapter of type {value.get('peft_type')!r}; Luthier reads LoRA adapters",
                 where=where,
                 hint="Merge it into its base with PEFT first.",
             )
+        adalora = {key: value[key] for key in _ADALORA if key in value} if value["peft_type"] == ADALORA else {}
+        if adalora:
+            left = {name.removesuffix(".lora_E"): sum(kept) for name, kept in (value.get("rank_pattern") or {}).items()}
+            value = {**value, "r": value["init_r"], "rank_pattern": left}
         _refuse_unknown(value, where)
         known = {ours: value[theirs] for ours, theirs in _FIELDS.items() if value.get(theirs) not in (None, [], {}, "")}
         for name in ("target", "exclude"):
@@ -99,9 +130,23 @@ class AdapterConfig:
                 known[name] = tuple(known[name]) if isinstance(known[name], list) else (known[name],)
         if isinstance(known.get("target"), str) and known["target"].lower() == ALL_LINEAR:
             known["target"] = ALL_LINEAR
+        if isinstance(known.get("tokens"), list):
+            known["tokens"] = {EMBEDDINGS: known["tokens"]}
+        known["tokens"] = {module: tuple(rows) for module, rows in known.get("tokens", {}).items()}
         if "target" not in known:
             raise UserError("`target_modules` is missing", where=where)
-        return cls(**known)
+        return cls(**known, adalora=adalora)
+
+    def doubled(self) -> AdapterConfig:
+        """The same scaling with twice the rank in every layer: alpha follows, by the rule of `rslora` too."""
+        stretch = math.sqrt(2) if self.rslora else 2.0
+        return replace(
+            self,
+            rank=2 * self.rank,
+            alpha=self.alpha * stretch,
+            rank_pattern={name: 2 * rank for name, rank in self.rank_pattern.items()},
+            alpha_pattern={name: alpha * stretch for name, alpha in self.alpha_pattern.items()},
+        )
 
     def to_peft(self, *, base: str, transposed: bool) -> dict[str, Any]:
         """The content of an `adapter_config.json` that plain PEFT reads.
@@ -111,9 +156,11 @@ class AdapterConfig:
             transposed: whether the adapted layers store [in, out] (GPT-2's Conv1D).
         """
         fields = {theirs: asdict(self)[ours] for ours, theirs in _FIELDS.items()}
-        optional = ("modules_to_save", "layers_to_transform", "layers_pattern", "exclude_modules")
+        if self.adalora:
+            fields |= {"r": LORA_RANK, "rank_pattern": self._kept() or None, "peft_type": ADALORA, **self.adalora}
+        optional = ("modules_to_save", "layers_to_transform", "layers_pattern", "exclude_modules", "trainable_token_indices")
         return {
-            "peft_type": "LORA",
+            "peft_type": LORA,
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base,
             "bias": "none",
@@ -121,6 +168,10 @@ class AdapterConfig:
             "inference_mode": True,
             "init_lora_weights": True,
         } | {key: (value or None) if key in optional else value for key, value in fields.items()}
+
+    def _kept(self) -> dict[str, list[bool]]:
+        """AdaLoRA's way to say that a layer has fewer ranks than it began with: which of them are left."""
+        return {f"{name}.lora_E": [place < rank for place in range(self.rank)] for name, rank in self.rank_pattern.items()}
 
     def rank_and_alpha(self, name: str) -> tuple[int, float]:
         """Rank and alpha of the layer with this dotted name."""
@@ -132,9 +183,9 @@ class AdapterConfig:
             return False
         if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in self.modules_to_save):
             return False
-        if self.target == ALL_LINEAR:
-            return True
-        return _named(self.target, name) and (not self.layers or self._layer(name) in self.layers)
+        if self.target != ALL_LINEAR and not _named(self.target, name):
+            return False
+        return not self.layers or self._layer(name) in self.layers
 
     def _layer(self, name: str) -> int | None:
         """The layer number in a dotted name."""
@@ -158,6 +209,7 @@ _FIELDS = {
     "layers": "layers_to_transform",
     "layers_pattern": "layers_pattern",
     "exclude": "exclude_modules",
+    "tokens": "trainable_token_indices",
 }
 """Our name → PEFT's name of each field that changes what an adapter computes."""
 
@@ -171,7 +223,7 @@ def target_layers(model: PreTrainedModel, config: AdapterConfig) -> dict[str, nn
     head = model.get_output_embeddings()
     found = {name: module for name, module in model.named_modules() if name and config.selects(name)}
     if config.target == ALL_LINEAR:
-        return {name: module for name, module in found.items() if is_linear(module) and module is not head}
+        found = {name: module for name, module in found.items() if is_linear(module) and module is not head}
     for name, module in found.items():
         if not is_linear(module):
             raise UserError(
@@ -213,7 +265,7 @@ def _nothing_matched(model: PreTrainedModel, config: AdapterConfig) -> UserError
 
 
 def _refuse_unknown(value: Mapping[str, Any], where: str) -> None:
-    known = _INFORMATIVE | set(_FIELDS.values())
+    known = _INFORMATIVE | _ADALORA | set(_FIELDS.values())
     active = [key for key, content in value.items() if key not in known and content not in (None, False, [], {}, "")]
     if value.get("bias", "none") != "none":
         active.append("bias")

@@ -1,4 +1,4 @@
-"""Put an adapter into a model: freeze everything, stand a `LoRALinear` beside each chosen layer, train some modules whole.
+"""Put an adapter into a model: freeze everything, stand a `LoRALinear` beside each chosen layer, train some modules or rows whole.
 
 A module that is trained whole (`modules_to_save`) is replaced by its copy, under its own name; the frozen original is kept aside for
 `without_adapters`. With tied embeddings the copy is of its own: training `embed_tokens` leaves the head at the base's values, and
@@ -14,8 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError
+from luthier.models.adapters.adalora import AdaLoRALinear
 from luthier.models.adapters.config import AdapterConfig, check_names, target_layers
 from luthier.models.adapters.lora import ORIGINAL, LoRALinear, Original, adapted_layers, replace_module
+from luthier.models.adapters.tokens import insert_token_rows, make_room, room_needed, token_layers
 from luthier.models.legacy.names import modern_config
 from luthier.models.legacy.norm_head import NormHead
 from luthier.models.linear import is_quantised
@@ -35,10 +37,11 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int |
     Raises:
         UserError: a name fits no module, or the model carries an adapter already.
     """
-    if adapted_layers(model):
+    if adapted_layers(model) or token_layers(model):
         raise UserError("the model carries an adapter already", where="model.adapter", hint="Merge it first.")
     config = modern_config(config, model)
     check_names(model, config.modules_to_save, "method.modules_to_save")
+    make_room(model, room_needed(config))
     saved = _saved_modules(model, config)
     if any(isinstance(model.get_submodule(name), NormHead) for name in saved):
         raise UserError(
@@ -52,26 +55,37 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int |
     if layers.get(_head_name(model), None) is not None and config.dropout:
         raise UserError("an adapter on the output head works without dropout only", where="method.dropout", hint="Set it to 0.")
     for name, layer in layers.items():
-        rank, alpha = config.rank_and_alpha(name)
-        adapter = LoRALinear(
-            layer,
-            rank,
-            alpha,
-            dropout=config.dropout,
-            rslora=config.rslora,
-            dora=config.dora,
-            dtype=_compute_dtype(layer, model),
-            generator=generator,
-        )
+        adapter = _beside(layer, name, config, _compute_dtype(layer, model), generator)
         replace_module(model, name, adapter.train(layer.training))
     for name in saved:
         _train_whole(model, name)
+    if config.tokens:
+        insert_token_rows(model, config.tokens)
     object.__setattr__(model, CONFIG_ATTRIBUTE, config)
 
 
 def adapter_config(model: nn.Module) -> AdapterConfig | None:
     """The settings of the adapter in `model`, or None when it has none."""
     return getattr(model, CONFIG_ATTRIBUTE, None)
+
+
+def _beside(
+    layer: nn.Module, name: str, config: AdapterConfig, dtype: torch.dtype, generator: torch.Generator | None
+) -> LoRALinear:
+    """The adapter of one layer."""
+    rank, alpha = config.rank_and_alpha(name)
+    if config.adalora:
+        return AdaLoRALinear(layer, rank, alpha, first_rank=config.rank, dropout=config.dropout, dtype=dtype, generator=generator)
+    return LoRALinear(
+        layer,
+        rank,
+        alpha,
+        dropout=config.dropout,
+        rslora=config.rslora,
+        dora=config.dora,
+        dtype=dtype,
+        generator=generator,
+    )
 
 
 def _compute_dtype(layer: nn.Module, model: PreTrainedModel) -> torch.dtype:

@@ -13,6 +13,14 @@ DoRA (Liu et al. 2024, arXiv:2402.09353) splits the weight into a length per out
 
 The norm is taken as a constant in the backward pass, as in the paper's §4.3. It costs one [out, in] product per layer and pass.
 
+An adapter may also begin as a part of the weight itself (PiSSA, OLoRA; see `start`). PEFT takes that part out of the frozen weight. Here
+the weight stays what it is and the first values are taken off the update instead,
+
+    y = W x + b + s · (B A - B₀ A₀) x,
+
+which is the same function with the same gradients, begins exactly at the base model, and is an ordinary adapter of rank 2r with the
+factors [A; A₀] and [B, -B₀].
+
 The base layer may be any that `luthier.models.linear` knows: dense, transposed, or in few bits (QLoRA, Dettmers et al. 2023,
 arXiv:2305.14314), whose weight is unpacked for each product and never kept. Formulas, initialisation and numbers are PEFT's, so
 that adapters travel both ways (see `format`).
@@ -34,10 +42,27 @@ from luthier.kernels.lora import lora_linear
 from luthier.models.linear import dense_weight, device_of, is_quantised, is_read, shape_of
 
 
-class LoRALinear(nn.Module):
+class Adapted(nn.Module):
+    """A frozen layer with something trained beside it.
+
+    Attributes:
+        base_layer: the frozen layer.
+        enabled: whether what is trained takes part; see `without_adapters`.
+    """
+
+    base_layer: nn.Module
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        self.enabled = True
+
+
+class LoRALinear(Adapted):
     """A frozen linear layer with a low-rank adapter beside it.
 
     Parameters (dtype of the base's computation): `lora_A` [r, in], `lora_B` [out, r], and `lora_magnitude_vector` [out] with DoRA.
+    Buffers, after `begin_at`: `start_A` [r, in] and `start_B` [out, r], the first values (of B with its sign turned).
 
     Args:
         base_layer: the layer to adapt; it is frozen.
@@ -51,6 +76,8 @@ class LoRALinear(nn.Module):
     """
 
     lora_magnitude_vector: nn.Parameter | None
+    start_A: Tensor | None
+    start_B: Tensor | None
 
     def __init__(
         self,
@@ -64,11 +91,9 @@ class LoRALinear(nn.Module):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.base_layer = base_layer.requires_grad_(False)
+        super().__init__(base_layer)
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.scaling = alpha / (math.sqrt(rank) if rslora else rank)
-        self.enabled = True
         outputs, inputs = shape_of(base_layer)
         device = device_of(base_layer)
         dtype = dtype or base_layer.weight.dtype  # type: ignore[union-attr, assignment]
@@ -79,6 +104,21 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(first.to(device, dtype))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=device, dtype=dtype))
         self.lora_magnitude_vector = nn.Parameter(row_norms(dense_weight(base_layer)).to(dtype)) if dora else None
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
+
+    @torch.no_grad()
+    def begin_at(self, a: Tensor, b: Tensor) -> None:
+        """Begin with these values of A [r, in] and B [out, r], whose product is taken off the update from now on."""
+        self.lora_A.copy_(a)
+        self.lora_B.copy_(b)
+        self.start_A, self.start_B = self.lora_A.detach().clone(), -self.lora_B.detach()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The two matrices whose product is the update: [r', in] and [out, r'], where r' is r, or 2r after `begin_at`."""
+        if self.start_A is None or self.start_B is None:
+            return self.lora_A, self.lora_B
+        return torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, self.start_B], dim=1)
 
     @property
     def weight(self) -> Tensor:
@@ -93,7 +133,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
         if self._fusible(x):
-            return lora_linear(x, self._frozen_weight(x.dtype), self.bias, self.lora_A, self.lora_B, self.scaling)
+            return lora_linear(x, self._frozen_weight(x.dtype), self.bias, *self.factors(), self.scaling)
         y = self.base_layer(x)
         if not self.enabled:
             return y
@@ -115,7 +155,13 @@ class LoRALinear(nn.Module):
 
     def _update(self, dropped: Tensor) -> Tensor:
         """s B A x; the scaling is applied where the tensor is smallest, at rank r."""
-        return functional.linear(functional.linear(dropped, self.lora_A) * self.scaling, self.lora_B)
+        a, b = self.factors()
+        return functional.linear(functional.linear(dropped, a) * self.scaling, b)
+
+    def _product(self) -> Tensor:
+        """B A [out, in]."""
+        a, b = self.factors()
+        return b @ a
 
     def _dora(self, x: Tensor, y: Tensor, dropped: Tensor) -> Tensor:
         """What DoRA adds to the base output: (m/‖·‖ - 1) · W x' + m/‖·‖ · s B A x', x' the input after dropout."""
@@ -130,7 +176,7 @@ class LoRALinear(nn.Module):
     def _length_ratio(self, weight: Tensor) -> Tensor:
         """m / ‖W + s B A‖ per output row [out]; the norm carries no gradient."""
         assert self.lora_magnitude_vector is not None
-        difference = (self.lora_B @ self.lora_A).detach().to(weight.dtype)
+        difference = self._product().detach().to(weight.dtype)
         return self.lora_magnitude_vector / row_norms(weight + self.scaling * difference)
 
     def effective_weight(self) -> Tensor:
@@ -138,7 +184,7 @@ class LoRALinear(nn.Module):
         weight = dense_weight(self.base_layer)
         if not self.enabled:
             return weight
-        merged = weight + (self.lora_B @ self.lora_A) * self.scaling
+        merged = weight + self._product() * self.scaling
         if self.lora_magnitude_vector is None:
             return merged.to(weight.dtype)
         return (self._length_ratio(weight)[:, None] * merged).to(weight.dtype)
@@ -171,16 +217,16 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 
     Used for the reference of preference losses and for `--base`; not thread-safe.
     """
-    layers = adapted_layers(model)
+    layers = [module for module in model.modules() if isinstance(module, Adapted)]
     swapped = {name: module for name, module in model.named_modules() if isinstance(getattr(module, ORIGINAL, None), Original)}
-    for layer in layers.values():
+    for layer in layers:
         layer.enabled = False
     for name, module in swapped.items():
         replace_module(model, name, getattr(module, ORIGINAL).module)
     try:
         yield
     finally:
-        for layer in layers.values():
+        for layer in layers:
             layer.enabled = True
         for name, module in swapped.items():
             replace_module(model, name, module)

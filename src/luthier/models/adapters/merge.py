@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.models.adapters import borrowed
 from luthier.models.adapters.insert import CONFIG_ATTRIBUTE
 from luthier.models.adapters.lora import ORIGINAL, LoRALinear, adapted_layers, replace_module
+from luthier.models.adapters.tokens import token_layers
 from luthier.models.linear import dense_weight, is_quantised, quantised_layers
 
 
@@ -31,6 +32,8 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
         return model.requires_grad_(False)
     for name, layer in adapted_layers(model).items():
         replace_module(model, name, merged_layer(layer))
+    for name, rows in token_layers(model).items():
+        replace_module(model, name, rows.merged())
     _make_dense(model)
     for module in model.modules():
         if hasattr(module, ORIGINAL):

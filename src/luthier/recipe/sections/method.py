@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from luthier.recipe.sections.base import Positive, Section
+from luthier.recipe.sections.base import Positive, Section, Share
+
+Init = Literal["default", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "eva", "loftq"]
+STARTS_INSIDE = ("pissa", "pissa_niter_4", "pissa_niter_16", "olora")
+"""Initialisations that take a part of the weight itself as the adapter's first values."""
+
+
+ALL_LINEAR = "all-linear"
+
+
+def _read_target(value: Any) -> Any:
+    """A target as it is typed: `all-linear`, one name or several with commas between, else a regular expression."""
+    if not isinstance(value, str) or value == ALL_LINEAR:
+        return value
+    if re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)*", value):
+        return tuple(part.strip() for part in value.split(","))
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"`method.target` is neither a name nor a regular expression ({error})") from None
+    return value
+
+
+Target = Annotated[str | tuple[str, ...], BeforeValidator(_read_target)]
+"""Layers: all linear ones, names, or a regular expression for whole dotted names."""
 
 
 class Full(Section):
@@ -41,14 +66,76 @@ class LoRA(Section):
     """The update is scaled by alpha / rank (alpha / √rank with `rslora`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input."""
-    target: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """`all-linear` (every linear layer but the head), or names such as `[q_proj, v_proj]`."""
+    target: Target = ALL_LINEAR
+    """`all-linear` (every linear layer but the head), names such as `[q_proj, v_proj]`, or a regular expression for dotted names."""
+    exclude: tuple[str, ...] = ()
+    """Layers that get no adapter though `target` names them, e.g. `[down_proj]`."""
+    layers: tuple[int, ...] = ()
+    """Only the decoder layers with these numbers, from 0; not with a regular expression. Default: all."""
+    rank_pattern: dict[str, Positive] = {}
+    """Another rank for some layers: end of the dotted name (a regular expression) → rank, e.g. `{v_proj: 16}`."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Another alpha for some layers, as `rank_pattern`."""
+    init: Init = "default"
+    """First values: `default`, from the weights (`pissa`, fast `pissa_niter_4`, `olora`), the data (`eva`), a quantised base (`loftq`)."""
+    eva_rho: Annotated[float, Field(ge=1)] = 2.0
+    """With `init: eva`: the most a layer's rank may grow, as a multiple of `rank`, at the cost of others; 1 keeps all ranks."""
+    loraplus_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """LoRA+: matrix B learns this many times as fast as A (Hayou et al. 2024). 16 is usual, with half the learning rate."""
     rslora: bool = False
     """Rank-stabilised scaling alpha / √rank (Kalajdzievski 2023)."""
     dora: bool = False
     """Weight-decomposed adapters: train a magnitude per output (Liu et al. 2024)."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained whole and saved with the adapter, e.g. `[embed_tokens, lm_head]`."""
+    trainable_tokens: tuple[str, ...] = ()
+    """Tokens whose rows of embeddings and head are trained too, e.g. `["<|im_start|>"]`; new tokens always are."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> LoRA:
+        if self.init in STARTS_INSIDE and self.dropout:
+            raise ValueError(
+                f"`method.dropout` should be 0 with `init: {self.init}`: the adapter carries a part of the model itself"
+            )
+        if self.layers and isinstance(self.target, str) and self.target != ALL_LINEAR:
+            raise ValueError("`method.layers` cannot limit a regular expression: write the numbers into the expression")
+        return self
+
+
+class AdaLoRA(Section):
+    """Low-rank adapters whose ranks move to the layers that need them (Zhang et al. 2023)."""
+
+    type: Literal["adalora"] = "adalora"
+    rank: Positive = 8
+    """Average rank that is left at the end."""
+    start_rank: Positive = 12
+    """Rank of every layer at the beginning."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / start_rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input."""
+    target: Target = ALL_LINEAR
+    """`all-linear` (every linear layer but the head), names such as `[q_proj, v_proj]`, or a regular expression for dotted names."""
+    exclude: tuple[str, ...] = ()
+    """Layers that get no adapter though `target` names them, e.g. `[down_proj]`."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained whole and saved with the adapter, e.g. `[embed_tokens, lm_head]`."""
+    warmup: Share = 0.1
+    """Share of all steps, at the beginning, before ranks are taken away."""
+    settle: Share = 0.3
+    """Share of all steps, at the end, in which the ranks stay as they are."""
+    every: Positive = 10
+    """Steps between two choices of which ranks stay."""
+    orthogonality: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the penalty that keeps the directions of a layer apart."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> AdaLoRA:
+        if self.start_rank < self.rank:
+            raise ValueError("`method.start_rank` should be at least `rank`: ranks are only taken away")
+        if self.warmup + self.settle >= 1:
+            raise ValueError("`method.settle` and `warmup` should leave a part of the run in which ranks are taken away")
+        return self
 
 
 class IA3(Section):
@@ -153,6 +240,18 @@ Prefixed = PrefixTuning | PTuning | PromptTuning
 """Methods that put something learnt before every segment."""
 
 Method = Annotated[
-    Full | Freeze | LoRA | IA3 | OFT | BOFT | PrefixTuning | PTuning | PromptTuning | LlamaAdapter | LlamaPro | NormTuning,
+    Full
+    | Freeze
+    | LoRA
+    | AdaLoRA
+    | IA3
+    | OFT
+    | BOFT
+    | PrefixTuning
+    | PTuning
+    | PromptTuning
+    | LlamaAdapter
+    | LlamaPro
+    | NormTuning,
     Field(discriminator="type"),
 ]

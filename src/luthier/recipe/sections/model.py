@@ -115,6 +115,8 @@ class Model(Section):
     """A folder or hub id to take the tokenizer from, if not the model's own."""
     adapter: str | None = None
     """A LoRA adapter (folder or hub id, PEFT format) to continue from."""
+    new_tokens: tuple[str, ...] = ()
+    """Tokens added to the vocabulary, e.g. `["<think>", "</think>"]`; each becomes one token, and its embedding is learnt."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights in memory. `auto` follows `train.precision`."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"

@@ -1,0 +1,138 @@
+"""LoRA and AdaLoRA applied to a model: a fresh adapter with its first values, one that is continued, one that is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.errors import UserError
+from luthier.models.adapters.adalora import Allocator, schedule_of
+from luthier.models.adapters.config import AdapterConfig, check_names
+from luthier.models.adapters.eva import Directions, find_directions
+from luthier.models.adapters.format import load_values, read_config
+from luthier.models.adapters.insert import CONFIG_ATTRIBUTE, adapter_config, insert_adapter
+from luthier.models.adapters.lora import adapted_layers
+from luthier.models.adapters.start import begin_against_quantisation, begin_inside
+from luthier.models.adapters.tokens import tokens_to_train
+from luthier.models.legacy.names import modern_names
+from luthier.recipe.schema import STARTS_INSIDE, AdaLoRA, Init, LoRA, Method
+
+if TYPE_CHECKING:
+    from luthier.data.batch import Drawn
+
+
+def apply_low_rank(
+    model: PreTrainedModel,
+    method: LoRA | AdaLoRA,
+    *,
+    seed: int,
+    adapter: Path | None = None,
+    saved: Path | None = None,
+    tokens: tuple[int, ...] = (),
+    drawn: Iterable[Drawn] = (),
+) -> tuple[str, ...]:
+    """Put an adapter into `model`, in place, and return what the user should know. Arguments are those of `methods.apply_method`.
+
+    Raises:
+        UserError: a name that fits nothing, an adapter that does not fit, or a start that the model does not allow.
+    """
+    config = replace(AdapterConfig.from_method(method), tokens=tokens_to_train(model, tokens))
+    if saved is not None:
+        _awaiting(model, method, config, saved, continued=adapter is not None)
+        return ()
+    if adapter is not None:
+        return _continued(model, method, config, adapter)
+    return _fresh(model, method, config, seed, drawn)
+
+
+def load_low_rank(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0) -> AdapterConfig:
+    """Put the adapter of a PEFT folder into `model`, in place, and return its settings.
+
+    Raises:
+        UserError: no adapter there, one that Luthier does not read, or one of another base model.
+    """
+    config = replace(read_config(folder), dropout=dropout)
+    insert_adapter(model, config, seed=None)
+    load_values(folder, model)
+    return config
+
+
+def allocator_of(model: PreTrainedModel, method: Method, total_steps: int) -> Allocator | None:
+    """What moves the ranks of AdaLoRA while the model is trained; None for other methods. The adapter's file will name the schedule.
+
+    Raises:
+        UserError: the run is too short to take ranks away.
+    """
+    config = adapter_config(model)
+    if not isinstance(method, AdaLoRA) or config is None:
+        return None
+    schedule = schedule_of(method, total_steps)
+    object.__setattr__(model, CONFIG_ATTRIBUTE, replace(config, adalora=schedule.to_peft()))
+    return Allocator(model, schedule)
+
+
+def _init(method: LoRA | AdaLoRA) -> Init:
+    """How a fresh adapter begins."""
+    return method.init if isinstance(method, LoRA) else "default"
+
+
+def _continued(model: PreTrainedModel, method: LoRA | AdaLoRA, config: AdapterConfig, folder: Path) -> tuple[str, ...]:
+    """The adapter of a folder, with its own settings."""
+    found = load_low_rank(model, folder, dropout=method.dropout)
+    if bool(found.adalora) != isinstance(method, AdaLoRA):
+        kind = "adalora" if found.adalora else "lora"
+        raise UserError(f"an adapter of method `{kind}`", where=str(folder), hint=f"Continue it with `method: {kind}`.")
+    if found == replace(config, target=found.target, adalora=found.adalora) and _init(method) == "default":
+        return ()
+    return (f"the adapter keeps its own settings: rank {found.rank}, alpha {found.alpha:g}; those of `method` are not used",)
+
+
+def _fresh(
+    model: PreTrainedModel, method: LoRA | AdaLoRA, config: AdapterConfig, seed: int, drawn: Iterable[Drawn]
+) -> tuple[str, ...]:
+    """A new adapter with the first values that `method.init` names."""
+    if isinstance(method.target, tuple):
+        check_names(model, modern_names(method.target, model), "method.target")
+    if isinstance(method, LoRA) and method.init == "eva":
+        return _from_directions(model, find_directions(model, config, drawn, rho=method.eva_rho))
+    insert_adapter(model, config, seed=seed)
+    if (init := _init(method)) == "loftq":
+        begin_against_quantisation(model)
+    elif init in STARTS_INSIDE:
+        begin_inside(model, init, seed=seed)
+    return ()
+
+
+def _from_directions(model: PreTrainedModel, found: Directions) -> tuple[str, ...]:
+    insert_adapter(model, found.config, seed=None)
+    with torch.no_grad():
+        for name, layer in adapted_layers(model).items():
+            layer.lora_A.copy_(found.values[name])
+    ranks = [len(rows) for rows in found.values.values()]
+    return (f"EVA dealt out ranks from {min(ranks)} to {max(ranks)} to {len(ranks)} layers",)
+
+
+def _awaiting(model: PreTrainedModel, method: LoRA | AdaLoRA, config: AdapterConfig, saved: Path, *, continued: bool) -> None:
+    """An adapter without values, of the form that it has in a checkpoint: its own where the recipe does not settle it."""
+    settled = not continued and _init(method) != "eva"
+    insert_adapter(model, config if settled else replace(read_config(saved), dropout=method.dropout), seed=None)
+    if settled and _init(method) in STARTS_INSIDE:
+        for layer in adapted_layers(model).values():
+            layer.begin_at(layer.lora_A, layer.lora_B)
+
+
+def rates_of(model: nn.Module, method: LoRA | AdaLoRA) -> dict[str, float]:
+    """The learning rates of LoRA+, as multiples of the recipe's: matrices B, and as in PEFT every vector, learn faster."""
+    if isinstance(method, AdaLoRA) or method.loraplus_ratio == 1:
+        return {}
+    return {
+        name: method.loraplus_ratio
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (name.endswith(".lora_B") or parameter.ndim == 1)
+    }

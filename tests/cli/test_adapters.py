@@ -1,0 +1,37 @@
+"""`luthier adapters`: what is typed and what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from luthier.cli.app import run
+from luthier.models.adapters.contents import read_contents
+from tests.export.test_combine import adapter, updates
+
+
+def test_weights_follow_their_option_or_stand_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = str(adapter(tmp_path / "a", 1)), str(adapter(tmp_path / "b", 2))
+    found = []
+    for number, written in enumerate((["0.7", "0.3"], ["0.7,0.3"], ["0.7", "--weights", "0.3"])):
+        out = tmp_path / f"out{number}"
+        assert run(["adapters", "merge", first, second, "--weights", *written, "--output", str(out)]) == 0
+        found.append(updates(out))
+    assert "2 adapters written as one" in capsys.readouterr().out
+    for other in found[1:]:
+        assert all((found[0][name] == other[name]).all() for name in other)
+    assert run(["adapters", "merge", first, second, "--weights", "much", "--output", str(tmp_path / "x")]) == 2
+    assert "`much` is not a number" in capsys.readouterr().err
+
+
+def test_list_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = adapter(tmp_path / "runs" / "a", 1, rank=3, rslora=True, target=("q_proj", "up_proj"), modules_to_save=("lm_head",))
+    assert run(["adapters", "list", str(tmp_path)]) == 0
+    assert f"{folder}  LORA" in capsys.readouterr().out
+    assert run(["adapters", "show", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    for part in ("LoRA, rsLoRA", "3 (alpha 6)", "4: q_proj, up_proj", f"{read_contents(folder).count():,}", "lm_head.weight"):
+        assert part in shown
+    assert run(["adapters", "list", str(tmp_path / "runs" / "a" / "none")]) == 2
+    assert run(["adapters", "show", str(tmp_path)]) == 2
