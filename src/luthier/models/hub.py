@@ -19,7 +19,7 @@ from pathlib import Path
 from luthier.errors import UserError
 from luthier.models import catalog
 from luthier.models.catalog import Hub, default_hub
-from luthier.models.legacy.cache import native_folder
+from luthier.models.legacy.cache import native_folder, native_home
 from luthier.models.legacy.registry import family_of
 
 TINY = "tiny"
@@ -57,6 +57,12 @@ def find(path: str, *, hub: Hub = "auto", revision: str | None = None) -> Path:
         return folder.resolve()
     if path and folder.is_file():
         raise UserError("a file, but a model is a folder", where=path, hint="Give the folder it lies in.")
+    if Path(path).is_relative_to(native_home()):  # as adapters name their base
+        raise UserError(
+            "the converted copy of an old checkpoint is there no longer",
+            where=path,
+            hint="Name the old checkpoint itself, and an adapter with `--adapter`; it is converted anew.",
+        )
     place = path
     if _NAME.fullmatch(path):
         place, hub = catalog.get(path).place(hub)

@@ -141,7 +141,10 @@ def test_the_cache_is_keyed_by_content(shared: Path, tmp_path: Path) -> None:
     config = json.loads((again / "config.json").read_text())
     (again / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     assert fetch(str(first)) != fetch(str(again))
-    assert fetch(str(first)).parent == native_home()
+    copy = fetch(str(first))
+    assert copy.parent == native_home()
+    with pytest.raises(UserError, match="converted copy of an old checkpoint is there no longer"):
+        fetch(f"{copy}-deleted")
 
 
 def test_a_conversion_that_fails_leaves_nothing(shared: Path, tmp_path: Path) -> None:
