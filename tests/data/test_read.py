@@ -178,6 +178,13 @@ def test_a_csv_row_that_swallows_the_lines_below_it_ends_the_reading(tmp_path: P
     assert [(origin.line, getattr(row, "fatal", None)) for origin, row in rows] == [(2, None), (3, True)]
 
 
+def test_a_csv_header_that_breaks_off_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_bytes(b"\ninstruction\routput\nq,a\n")
+    with pytest.raises(UserError, match=r"f\.csv:2: broken csv"):
+        list(read_rows(path))
+
+
 def test_csv_problems(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", 'a,b\n1,2\n3\n"x"y,4\n5,6,7\n8,9\n"open,\n1,2\n')
     assert [line for line, _ in problems(path)] == [3, 4, 5, 7]

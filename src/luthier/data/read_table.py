@@ -54,7 +54,10 @@ def read_csv(path: File, delimiter: str | None = None, *, headless: bool = False
     feed, file = _Feed(path), shown(path)
     header_line = next((line for line in feed if line.strip()), "")
     delimiter = delimiter or max(",;\t", key=header_line.count)
-    header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
+    try:
+        header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise UserError(f"broken csv: {error}", where=f"{file}:{feed.number}") from error
     if headless:
         header, feed = [str(number) for number in range(1, len(header) + 1)], _Feed(path)
     doubled = [name for name in header if header.count(name) > 1]

@@ -12,6 +12,8 @@ import math
 import resource
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -59,9 +61,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""
+    """Most memory this process has held, in bytes: of the GPU where there is one, else resident.
+
+    Linux is asked for the high-water mark of this very program; `getrusage` counts the process that it was forked from too.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

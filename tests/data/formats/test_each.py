@@ -238,6 +238,7 @@ def test_columns_choose_among_the_formats_that_have_them() -> None:
         ("openai_dpo", {"input": [], "preferred_output": []}, "`input` is a list, it should hold `messages`"),
         ("openai_dpo", {"input": {"messages": [ASK]}, "preferred_output": [GOOD]}, "missing `non_preferred_output`"),
         ("hh_rlhf", {**HH, "rejected": "\n\nHuman: other\n\nAssistant: b"}, "do not begin with the same question"),
+        ("hh_rlhf", {"chosen": "no mark", "rejected": "no mark"}, "the last turn is a system turn"),
         ("preference", {"prompt": "q", "chosen": "a", "rejected": "a"}, "the better and the worse answer are the same"),
         ("preference", {"prompt": "q", "chosen": "a", "rejected": ""}, "`rejected`: `rejected` is empty"),
         ("preference", {"chosen": "a", "rejected": "b"}, "missing `prompt`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 
 from luthier.data.examples import Message
 
@@ -19,7 +20,7 @@ def turns_in(text: str, mark: re.Pattern[str], roles: Mapping[str, str]) -> list
     marks = list(mark.finditer(text))
     before = text[: marks[0].start()].strip() if marks else text.strip()
     turns: list[Message] = [{"role": "system", "content": before}] if before else []
-    ends = [found.start() for found in marks[1:]] + [len(text)]
-    for found, end in zip(marks, ends, strict=True):
+    for found, following in zip_longest(marks, marks[1:]):
+        end = following.start() if following else len(text)
         turns.append({"role": roles[found["role"].lower()], "content": text[found.end() : end].strip()})
     return turns
