@@ -38,8 +38,8 @@ from luthier.files import is_disk_full
 
 RANK_GRACE = 5.0
 """Seconds that another rank leaves rank 0 to tell the same mistake, before it tells it itself."""
-TALKERS = ("torchao", "torch.utils._pytree")
-"""Loggers that warn their own authors while they are loaded: of binaries for another machine, of calls between them."""
+TALKERS = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
+"""Loggers that warn their own authors while they are loaded: of binaries for another machine, of code to fetch, of calls between them."""
 
 app = typer.Typer(
     name="luthier",
