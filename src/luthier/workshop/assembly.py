@@ -226,9 +226,9 @@ def _check_model(folder: Path, max_length: int, prefix: int, scaling: RopeScalin
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     limit = reach(config, scaling)
     if limit is not None and max_length + prefix > limit:
-        beyond = f"{max_length} and a prefix of {prefix} are" if prefix else f"{max_length} is"
+        behind = f" behind a prefix of {prefix}" if prefix else ""
         raise UserError(
-            f"{beyond} beyond the model's {limit} positions",
+            f"{max_length}{behind} is beyond the model's {limit} positions",
             where="data.max_length",
             hint=f"Use at most {limit - prefix}, or stretch its positions with `model.rope_scaling`.",
         )
