@@ -190,13 +190,15 @@ def _parameter(parameter: Any, choices: str, translate: Translate) -> tuple[str,
 
 
 def method_table(translate: Translate) -> str:
-    """A row for each method, a column for each family: a tick, or the number of the reason why it cannot work."""
+    """A row for each method, a column for each family: a tick, and the number of what there is to say of the cell."""
     content = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text("utf-8"))
-    reasons = list(dict.fromkeys(cell["why"] for cell in content["cannot"]))
+    told = [*content["cannot"], *content["partly"]]
+    reasons = list(dict.fromkeys(cell["why"] for cell in told))
 
     def cell(method: str, family: str) -> str:
-        found = next((c for c in content["cannot"] if method in c["methods"] and family in c["families"]), None)
-        return f"[{reasons.index(found['why']) + 1}]" if found else "✓"
+        found = next((c for c in told if method in c["methods"] and family in c["families"]), None)
+        note = f"[{reasons.index(found['why']) + 1}]" if found else ""
+        return note if found in content["cannot"] else f"✓ {note}".strip()
 
     rows = [(f"`{row['name']}`", *(cell(row["name"], family) for family in content["families"])) for row in content["methods"]]
     head = ["`method`", *content["families"].values()]

@@ -29,4 +29,4 @@ def try_cell(method: str, family: str, folder: Path) -> None:
         return
     with pytest.raises(UserError) as caught:
         check_cell(method, family, folder)
-    assert str(caught.value).partition(": ")[2].startswith(told) or str(caught.value).startswith(told), caught.value
+    assert told in str(caught.value)

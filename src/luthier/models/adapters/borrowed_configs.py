@@ -25,6 +25,8 @@ from luthier.recipe.schema import BOFT, IA3, OFT, LlamaAdapter, NormTuning, Pref
 
 KEYS_AND_VALUES = ("k_proj", "v_proj", "query_key_value", "c_attn", "qkv_proj", "W_pack", "Wqkv", "kv_b_proj")
 """What the projections of keys and values are called; fused ones hold the queries too."""
+NOT_TURNED = "kv_b_proj"
+"""DeepSeek's layer whose input has four dimensions, which PEFT's OFT takes for a picture."""
 FEEDFORWARD_END = ("down_proj", "dense_4h_to_h", "fc2", "mlp.c_proj", "fc_out", "w2")
 """What the last layer of the feed-forward part is called; its input is the inner activation."""
 
@@ -41,11 +43,14 @@ def _ia3(model: PreTrainedModel, method: IA3) -> Any:
 
 
 def _oft(model: PreTrainedModel, method: OFT) -> Any:
+    if NOT_TURNED in method.target:
+        raise UserError(f"PEFT's OFT cannot turn `{NOT_TURNED}`", where="method.target", hint="Leave it out.")
     return library().OFTConfig(
         oft_block_size=method.block_size,
         target_modules=_target(model, method.target),
         module_dropout=method.dropout,
         coft=method.constrained,
+        exclude_modules=[NOT_TURNED] if _names_of(model, (NOT_TURNED,)) else None,
         **_common(model),
     )
 
