@@ -27,6 +27,8 @@ from luthier.recipe.schema import Section
 FIELDS, COMMANDS, CARD = "<!-- recipe fields -->", "<!-- commands -->", "<!-- the card of tiny -->"
 METHODS = "<!-- methods and families -->"
 CATALOGUE = "<!-- the catalogue -->"
+UNIONS = ("stage", "method", "train.optimizer")
+"""Fields that take one of several sections."""
 TINY = Path(__file__).resolve().parents[2] / "src/luthier/models/tiny"
 Translate = Callable[[str], str]
 
@@ -81,7 +83,7 @@ def recipe_reference(translate: Translate) -> str:
             continue
         seen[texts] = key
         parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, parents, translate) for row in rows]))
-        parts += [_union(row, translate) for row in rows if not key and row.key in ("stage", "method")]
+        parts += [_union(row, translate) for row in rows if row.key in UNIONS]
     return "\n\n".join(parts)
 
 
@@ -92,7 +94,7 @@ def _about(key: str, only: str | None) -> str:
 
 def _field(row: Field, parents: set[str], translate: Translate) -> tuple[str, str, str]:
     name = f"`{row.key.rpartition('.')[2]}`"
-    if row.key in parents and row.key != "method":  # the members of `method` have sections of their own
+    if row.key in parents and row.key not in UNIONS:  # whose members have sections of their own
         name = f"[{name}](#{row.key})"
     default = translate("required") if row.default is None else f"{translate('default')} `{row.default}`"
     return name, f"{_kind(row.type, _values(row), translate)}<br>{default}", translate(row.text)

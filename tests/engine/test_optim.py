@@ -52,7 +52,7 @@ def test_fp32_is_torch_adamw() -> None:
     )
     for step in range(5):
         x = torch.randn(3, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
+        optimizer.begin(step)
         loss = loss_of(ours, x)
         loss.backward()
         norm = optimizer.step(loss.detach(), 0.01).grad_norm
@@ -69,22 +69,22 @@ def test_fp32_is_torch_adamw() -> None:
 def test_small_updates_are_not_lost_in_16_bits(dtype: torch.dtype) -> None:
     values = {"w": Parameter(torch.ones(8, 8, dtype=dtype))}
     optimizer = Optimizer(values, Train())
-    for _ in range(200):
-        optimizer.zero_grad()
+    for index in range(200):
+        optimizer.begin(index)
         (values["w"].float().sum()).backward()
         optimizer.step(torch.zeros(()), 1e-4)
-    assert optimizer.masters["w"].mean().item() == pytest.approx(1 - 200 * 1e-4, abs=2e-4)
+    assert optimizer.masters.values["w"].mean().item() == pytest.approx(1 - 200 * 1e-4, abs=2e-4)
     assert values["w"].float().mean().item() == pytest.approx(0.98, abs=5e-3)
 
 
 def test_passes_accumulate_in_float32() -> None:
     values = {"w": Parameter(torch.zeros(1, 1, dtype=torch.bfloat16))}
     optimizer = Optimizer(values, Train())
-    optimizer.zero_grad()
+    optimizer.begin(0)
     for _ in range(300):
         (values["w"] * 1.0).sum().backward()
-    assert optimizer.masters["w"].grad is not None
-    assert optimizer.masters["w"].grad.item() == 300.0, "bf16 would stop at 256"
+    assert optimizer.masters.values["w"].grad is not None
+    assert optimizer.masters.values["w"].grad.item() == 300.0, "bf16 would stop at 256"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -94,7 +94,7 @@ def test_a_bad_step_changes_nothing(dtype: torch.dtype, where: str) -> None:
     optimizer = Optimizer(values, Train(weight_decay=0.1), half=dtype == torch.float16)
 
     def step(factor: float) -> float:
-        optimizer.zero_grad()
+        optimizer.begin(0)
         loss = loss_of(values, torch.ones(3)) * (factor if where == "gradient" else 1.0)
         (loss * optimizer.scale if optimizer.half else loss).backward()
         said = loss.detach() * (factor if where == "loss" else 1.0)
@@ -118,7 +118,7 @@ def test_a_bad_step_changes_nothing(dtype: torch.dtype, where: str) -> None:
 def test_state_round_trip_is_bitwise(dtype: torch.dtype) -> None:
     def run(optimizer: Optimizer, values: dict[str, Parameter], first: int, last: int) -> None:
         for step in range(first, last):
-            optimizer.zero_grad()
+            optimizer.begin(step)
             loss = loss_of(values, torch.randn(3, generator=torch.Generator().manual_seed(step)))
             loss.backward()
             optimizer.step(loss.detach(), 0.01)

@@ -17,17 +17,18 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
-def test_equals_full_logits(chunk: None, biased: bool, softcap: float, frozen: bool) -> None:
+def test_equals_full_logits(chunk: None, biased: bool, softcap: float, smoothing: float, frozen: bool) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(ROWS, HIDDEN, requires_grad=True)
     weight = torch.randn(VOCABULARY, HIDDEN, requires_grad=not frozen)
     bias = torch.randn(VOCABULARY, requires_grad=not frozen) if biased else None
     targets, upstream = torch.randint(0, VOCABULARY, (ROWS,)), torch.randn(ROWS)
     leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None and leaf.requires_grad]
-    ours = token_logprobs(hidden, weight, targets, bias=bias, scale=0.7, softcap=softcap, entropy=True)
-    plain = token_logprobs_reference(hidden, weight, targets, bias=bias, scale=0.7, softcap=softcap)
+    ours = token_logprobs(hidden, weight, targets, bias=bias, scale=0.7, softcap=softcap, smoothing=smoothing, entropy=True)
+    plain = token_logprobs_reference(hidden, weight, targets, bias=bias, scale=0.7, softcap=softcap, smoothing=smoothing)
     torch.testing.assert_close(ours.logprob, plain.logprob, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.entropy, plain.entropy, rtol=1e-5, atol=1e-5)
     assert torch.equal(ours.top1, plain.top1)
@@ -42,7 +43,7 @@ def test_equals_full_logits(chunk: None, biased: bool, softcap: float, frozen: b
 def test_is_a_well_formed_torch_op() -> None:
     hidden = torch.randn(6, 4, requires_grad=True)
     weight = torch.randn(5, 4)
-    arguments = (hidden, weight, None, torch.randint(0, 5, (6,)), 1.0, 0.0, True, "direction")
+    arguments = (hidden, weight, None, torch.randint(0, 5, (6,)), 1.0, 0.0, 0.1, True, "direction")
     torch.library.opcheck(torch.ops.luthier.token_logprobs.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -300,3 +300,35 @@ def test_one_tracker_needs_no_list(tmp_path: Path) -> None:
 def test_a_shipped_name_that_is_nearly_right_is_suggested() -> None:
     with pytest.raises(UserError, match="Did you mean `tiny/identity`"):
         load_recipe("tiny/identiti")
+
+
+def test_an_optimizer_is_a_name_or_a_mapping() -> None:
+    def rule(**train: object) -> dict[str, object]:
+        return recipe_from({**LEAST, "train": train}, Path()).train.optimizer.model_dump()
+
+    assert rule() == rule(optimizer="adamw") == rule(optimizer=None) == rule(optimizer={})
+    assert rule(optimizer={"bits": 8})["type"] == "adamw"
+    assert rule(optimizer="muon")["momentum"] == 0.95
+    laid = apply_overrides({**LEAST, "train": {"optimizer": "lion"}}, ["train.optimizer.beta2=0.95"])
+    assert recipe_from(laid, Path()).train.optimizer.model_dump() == rule(optimizer={"type": "lion", "beta2": 0.95})
+    free = recipe_from({**LEAST, "train": {"optimizer": "schedule_free"}}, Path())
+    assert free.train.schedule == "constant"
+    assert recipe_from(yaml.safe_load(dump_recipe(free)), Path()) == free
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"optimizer": "adafacter"}, "unknown train.optimizer `adafacter`. Did you mean `adafactor`?"),
+        ({"optimizer": {"type": "lion", "bits": 4}}, "`train.optimizer.bits` should be one of `8`, `32`, not `4`"),
+        ({"optimizer": "sgd", "beta1": 0.9}, "unknown key `train.beta1`. Did you mean `train.optimizer.beta1`?"),
+        ({"optimizer": "schedule_free", "schedule": "cosine"}, "needs `schedule: constant`"),
+        ({"optimizer": "badam", "precision": "pure_bf16"}, "use `precision: bf16`"),
+        ({"optimizer": {"bits": 8, "offload": True}}, "without `bits`, `paged` or `pure_bf16`"),
+        ({"groups": [{"match": "("}]}, "`match` is not a regular expression"),
+    ],
+)
+def test_mistakes_about_optimizers_are_told(train: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipe_from({**LEAST, "train": train}, Path())
+    assert said in str(caught.value)

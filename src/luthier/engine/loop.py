@@ -64,7 +64,7 @@ class Job:
         batches: which segments each step learns from.
         store: holds the validation units; its key is what a resumed run asks for.
         validation: held-out units, or None.
-        optimizer: masters and moments.
+        optimizer: the update rule with its masters and state.
         state: counters; where to begin.
         checkpoints: where to save.
         write_weights: writes the policy as an ordinary model folder, from float32 masters.
@@ -169,7 +169,7 @@ def _step(job: Job) -> Pending:
     rate = learning_rate(job.recipe.train, state.step, plan.total_steps)
     loss = torch.zeros((), device=world.device)
     by_source = torch.zeros(len(denominators), device=world.device)
-    job.optimizer.zero_grad()
+    job.optimizer.begin(state.step)
     for index, rows in enumerate(passes):
         if len(rows):
             reseed(DROPOUT, job.recipe.train.seed, state.step, index, world.rank)
@@ -189,7 +189,7 @@ def _step(job: Job) -> Pending:
 
 def _forward_backward(job: Job, batch: Batch, denominator: float, by_source: Tensor) -> Tensor:
     """One pass: its share of the global loss, with gradients left in the masters' buffers, and its sums in `by_source`."""
-    scores = score(job.policy, batch, packing=job.plan.packing)
+    scores = score(job.policy, batch, packing=job.plan.packing, smoothing=job.recipe.train.label_smoothing)
     sums = job.objective(scores, batch)
     loss = sums.total / denominator
     if job.batches.mixed:
@@ -286,15 +286,16 @@ def _evaluate(job: Job) -> bool:
     """Measure the validation units; True when this is the best so far."""
     assert job.validation is not None
     plan, state = job.plan, job.state
-    measured = evaluate(
-        job.policy,
-        job.objective,
-        job.store,
-        job.validation,
-        micro_batch_tokens=plan.micro_batch_tokens,
-        packing=plan.packing,
-        world=job.world,
-    )
+    with job.optimizer.averaged():
+        measured = evaluate(
+            job.policy,
+            job.objective,
+            job.store,
+            job.validation,
+            micro_batch_tokens=plan.micro_batch_tokens,
+            packing=plan.packing,
+            world=job.world,
+        )
     best = state.best_loss is None or measured.loss < state.best_loss
     if best:
         state.best_loss, state.best_step, state.stale_evaluations = measured.loss, state.step, 0
@@ -310,7 +311,8 @@ def _sample(job: Job) -> None:
     """Answer the recipe's prompts on the main rank."""
     if job.sample is not None and job.world.main:
         job.policy.model.eval()
-        job.sample(job.state.step)
+        with job.optimizer.averaged():
+            job.sample(job.state.step)
         job.policy.model.train()
 
 
@@ -324,8 +326,9 @@ def _save(job: Job) -> None:
             "store": job.store.key,
             "cursor": job.batches.cursor(),
         }
-        tensors = job.optimizer.state() | (job.allocator.state() if job.allocator else {})
-        folder = job.checkpoints.save(job.state.step, job.write_weights, tensors, state)
+        with job.optimizer.averaged():
+            tensors = job.optimizer.state() | (job.allocator.state() if job.allocator else {})
+            folder = job.checkpoints.save(job.state.step, job.write_weights, tensors, state)
         job.checkpoints.rotate(job.state.step, job.state.best_step)
         for callback in job.callbacks:
             callback.on_save(job.state.step, folder)

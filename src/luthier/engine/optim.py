@@ -1,29 +1,37 @@
-r"""The update: float32 masters, AdamW, the course of the learning rate, clipping, and what happens to numbers that are not finite.
+r"""The update: masters, an optimizer, the course of the learning rate, clipping, and what happens to numbers that are not finite.
 
-Only what is trained has float32 masters. In fp32 the parameter is its own master. In bf16 or fp16 the model computes with 16-bit
-parameters; each micro-batch's 16-bit gradient is added to a float32 buffer as soon as autograd has it, the update is made on the
-float32 master, and the result is rounded back. Frozen weights cost their 16 bits and nothing else.
+Where the updated values lie is `engine.masters`' business, the rule itself a library's (`engine.optimizers`). In between stands
+what is the same for all: gradients are summed over ranks, measured, scaled down to a norm, and each group's rate follows the
+schedule.
 
-Nothing here waits for the device. Whether a gradient is finite is decided there: the flag goes to fused AdamW as `found_inf`, which
-then leaves weights, moments and step count untouched. The host reads the flag one step later.
+Nothing here waits for the device, as long as the optimizer is one of torch's fused ones. Whether a gradient is finite is decided on
+the device: the flag goes to the optimizer as `found_inf`, which then leaves weights, state and step count untouched. The host reads
+the flag one step later. Other optimizers know no such flag; for them the host reads it first, once a step.
 
 fp16 scales the loss by a power of two that is halved whenever something overflows and doubled after 2000 clean steps
-(Micikevicius et al. 2018). AdamW: Loshchilov & Hutter 2019; decay applies to matrices only.
+(Micikevicius et al. 2018).
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import get_total_norm
 
+from luthier.engine.groups import Roles, groups_of
+from luthier.engine.masters import FloatMasters, Masters, PassingMasters
+from luthier.engine.optimizers import Rule, kind_of
+from luthier.engine.optimizers.badam import turn
 from luthier.engine.parallel import World
+from luthier.errors import UserError
 from luthier.recipe.schema import Train
+from luthier.recipe.sections.optimizer import AdamW, BAdam
 
 SCALE_START, SCALE_GROWTH_STEPS = 2.0**14, 2000
 
@@ -64,134 +72,161 @@ class Update:
 
 
 class Optimizer:
-    """AdamW over float32 masters of the trained parameters.
+    """The recipe's optimizer over masters of the trained parameters.
 
     Args:
         parameters: the trained parameters by name, in a stable order.
         train: the recipe's `train` section.
         half: compute is fp16, so losses are scaled.
+        pure: the parameters are bfloat16 and have no masters.
+        roles: what the parameters are in the model.
         rates: learning rate of some parameters, as a multiple of the schedule's.
+        adapters: they are those of an adapter.
+
+    Raises:
+        UserError: the optimizer is not installed or not for these weights, or a group fits nothing.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Parameter], train: Train, *, half: bool = False, rates: Mapping[str, float] | None = None
+        self,
+        parameters: Mapping[str, Parameter],
+        train: Train,
+        *,
+        half: bool = False,
+        pure: bool = False,
+        roles: Roles | None = None,
+        rates: Mapping[str, float] | None = None,
+        adapters: bool = False,
     ) -> None:
-        self.parameters, self.train = dict(parameters), train
-        self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            master = self.masters[name]
-            if master is not parameter:
-                parameter.register_post_accumulate_grad_hook(_into(master))
-        groups: dict[tuple[float, float], list[Parameter]] = {}
-        for name, master in self.masters.items():
-            decay = train.weight_decay if master.ndim >= 2 else 0.0
-            groups.setdefault((decay, (rates or {}).get(name, 1.0)), []).append(master)
-        self.adamw = torch.optim.AdamW(
-            [{"params": members, "weight_decay": decay, "times": times} for (decay, times), members in groups.items()],
-            lr=train.learning_rate,
-            betas=(train.beta1, train.beta2),
-            eps=train.epsilon,
-            fused=True,
-        )
-        device = next(iter(self.masters.values())).device
+        self.parameters, self.train, self.half, self.pure = dict(parameters), train, half, pure
+        self.roles = roles or Roles()
+        if adapters and kind_of(train.optimizer).whole:
+            raise UserError(
+                f"`{train.optimizer.type}` is for weights that are trained whole, not for an adapter",
+                where="train.optimizer",
+                hint="Use `method: full` or `freeze`, or another optimizer.",
+            )
+        self.groups = groups_of(self.parameters, train, self.roles, rates)
+        device = next(iter(self.parameters.values())).device
         self.scale = torch.full((), SCALE_START if half else 1.0, device=device)
         self.clean_steps = torch.zeros((), device=device)
-        self.half = half
+        self._before_average: dict[str, Tensor] | None = None
+        self.masters: Masters = FloatMasters({})
+        self.begin(0)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients; the first that comes of each becomes its buffer, which saves filling and adding one."""
-        for master in self.masters.values():
-            master.grad = None
+    def begin(self, step: int) -> None:
+        """Forget the gradients of the step before; with BAdam, let the layer of this step have its turn."""
+        names = self._names(step)
+        if list(self.masters.values) != names:
+            self._open(names)
+        self.at = step
+        self.masters.forget()
 
     def reduce(self, world: World, *also: Tensor) -> None:
         """Sum gradients, and the given scalars, over ranks."""
-        world.sum_in_place([*self._gradients(), *also])
+        world.sum_in_place([*self.masters.gradients(), *also])
 
     def step(self, loss: Tensor, rate: float) -> Update:
-        """Clip and update, unless the loss or a gradient is not finite."""
-        gradients = self._gradients()
+        """Clip and update, unless the loss or a gradient is not finite.
+
+        Args:
+            loss: scalar; only whether it is finite matters.
+            rate: learning rate of this step.
+        """
+        gradients = self.masters.gradients()
         if self.half:
-            torch._foreach_div_(gradients, self.scale)
-        norm = get_total_norm(gradients)
-        bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        if self.train.max_grad_norm:
-            torch._foreach_mul_(gradients, (self.train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        for group in self.adamw.param_groups:
-            group["lr"] = rate * group["times"]
-        self.adamw.found_inf = bad  # type: ignore[attr-defined]
-        self.adamw.step()
-        self._round_back()
+            torch._foreach_div_(gradients, self.scale.to(gradients[0].device))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)))
+        bad = (~(torch.isfinite(norm) & torch.isfinite(loss.to(norm.device)))).float()
+        limit = self.train.max_grad_norm
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0) if limit else None
+        self.masters.update(factor, [functools.partial(rule.step, rate, bad) for rule in self.rules], self.at)
         if self.half:
-            self._adapt_scale(bad)
+            self._adapt_scale(bad.to(self.scale.device))
         return Update(norm, bad)
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradient of each trained parameter by name, summed and unscaled; before `step`."""
-        return {name: gradient / self.scale for name, gradient in zip(self.masters, self._gradients(), strict=True)}
+        return {name: gradient / self.scale for name, gradient in zip(self.masters.values, self.masters.gradients(), strict=True)}
 
-    @torch.no_grad()
     def switch_off(self, places: Mapping[str, Tensor]) -> None:
         """Set numbers of parameters to zero where `places` (bool, of their shape) says so."""
-        for name, place in places.items():
-            self.masters[name].masked_fill_(place, 0.0)
-            self.parameters[name].masked_fill_(place, 0.0)
+        self.masters.switch_off(places)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the weights that are to be used, where those are not the ones it trains at (schedule-free)."""
+        if not any(rule.averages for rule in self.rules):
+            yield
+            return
+        self._before_average = {name: value.detach().clone() for name, value in self.masters.values.items()}
+        self._use_average(True)
+        try:
+            yield
+        finally:
+            self._use_average(False)
+            with torch.no_grad():
+                for name, value in self.masters.values.items():
+                    value.copy_(self._before_average[name])
+            self.masters.round_back()
+            self._before_average = None
+
+    def weights(self) -> dict[str, Tensor]:
+        """The best known values of the trained parameters, to be written down; those without a master are left to the model."""
+        return self.masters.weights()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resume needs besides the weights: moments, step counts, masters that the weights do not hold, the scale."""
-        tensors: dict[str, Tensor] = {"scale": self.scale, "clean_steps": self.clean_steps}
-        for name, master in self.masters.items():
-            for key, value in self.adamw.state[master].items():
-                tensors[f"{key}.{name}"] = value
-            if master is not self.parameters[name]:
-                tensors[f"master.{name}"] = master.detach()
-        return tensors
+        """Everything a resume needs besides the weights: the optimizer's state, masters that the weights do not hold, the scale."""
+        tensors: dict[str, Tensor] = {"scale": self.scale, "clean_steps": self.clean_steps, "at": torch.tensor(self.at)}
+        for rule in self.rules:
+            tensors |= rule.state()
+        before = self._before_average or {}
+        return tensors | self.masters.state() | {f"master.{name}": value for name, value in before.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up a state written by `state`; the parameters themselves are loaded before."""
         self.scale.copy_(tensors["scale"])
         self.clean_steps.copy_(tensors["clean_steps"])
-        for name, master in self.masters.items():
-            if f"step.{name}" in tensors:
-                self.adamw.state[master] = {
-                    key: tensors[f"{key}.{name}"].to(master.device).clone() for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-            if master is not self.parameters[name]:
-                with torch.no_grad():
-                    master.copy_(tensors[f"master.{name}"])
+        self.begin(int(tensors["at"]))
+        still = torch.zeros((), device=next(iter(self.masters.values.values())).device)
+        self.masters.update(still, [functools.partial(rule.step, 0.0, still) for rule in self.rules], self.at)
+        self.masters.forget()
+        for rule in self.rules:
+            rule.load(tensors)
+        self.masters.load(tensors)
 
-    def _gradients(self) -> list[Tensor]:
-        """One for each master, in order; zeros where no pass of this rank reached a parameter."""
-        for master in self.masters.values():
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-        return [master.grad for master in self.masters.values() if master.grad is not None]
+    def _names(self, step: int) -> list[str]:
+        """The parameters that step `step` trains."""
+        settings = self.train.optimizer
+        if not isinstance(settings, BAdam):
+            return list(self.parameters)
+        layers = [layer for layer in self.roles.layers if any(name.startswith(f"{layer}.") for name in self.parameters)]
+        if not layers:
+            raise UserError("no weights of decoder layers are trained", where="train.optimizer", hint="Use another optimizer.")
+        layer = layers[turn(settings, len(layers), self.train.seed, step)]
+        return [name for name in self.parameters if name.startswith(f"{layer}.")]
 
-    @torch.no_grad()
-    def _round_back(self) -> None:
+    def _open(self, names: list[str]) -> None:
+        """Make masters and rules for these parameters; the others take no gradients."""
+        self.masters.close()
+        chosen = {name: self.parameters[name] for name in names}
         for name, parameter in self.parameters.items():
-            if parameter is not self.masters[name]:
-                parameter.copy_(self.masters[name])
+            parameter.requires_grad_(name in chosen)
+            parameter.grad = None
+        offloaded = isinstance(self.train.optimizer, AdamW) and self.train.optimizer.offload
+        if self.pure:
+            self.masters = PassingMasters(chosen, self.train.rounding, self.train.seed)
+        else:
+            self.masters = FloatMasters(chosen, torch.device("cpu") if offloaded else None)
+        self.rules = [Rule(self.train.optimizer, self.groups, part, self.roles) for part in self.masters.parts()]
+
+    def _use_average(self, wanted: bool) -> None:
+        for rule in self.rules:
+            rule.use_average(wanted)
+        self.masters.round_back()
 
     def _adapt_scale(self, bad: Tensor) -> None:
         self.clean_steps.copy_((self.clean_steps + 1) * (1 - bad))
         grow = self.clean_steps >= SCALE_GROWTH_STEPS
         self.scale.mul_(torch.where(bad > 0, 0.5, torch.where(grow, 2.0, 1.0)))
         self.clean_steps.masked_fill_(grow, 0.0)
-
-
-def _master(parameter: Parameter) -> Parameter:
-    return parameter if parameter.dtype == torch.float32 else Parameter(parameter.detach().float())
-
-
-def _into(master: Parameter):  # type: ignore[no-untyped-def]
-    """A hook that moves a parameter's fresh gradient into its master's float32 buffer."""
-
-    def move(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        if master.grad is None:
-            master.grad = parameter.grad.float()
-        else:
-            master.grad += parameter.grad
-        parameter.grad = None
-
-    return move

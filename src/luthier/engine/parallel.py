@@ -43,12 +43,12 @@ class World:
         return self.rank == 0
 
     def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over ranks, as one message per dtype."""
+        """Replace each tensor by its sum over ranks, as one message for each device and dtype."""
         if self.size == 1:
             return
         group = self.mesh.get_group("data")
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        for kind in dict.fromkeys((tensor.device, tensor.dtype) for tensor in tensors):
+            same = [tensor for tensor in tensors if (tensor.device, tensor.dtype) == kind]
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
             dist.all_reduce(flat, group=group)
             for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):

@@ -16,10 +16,17 @@ from luthier.engine.parallel import World
 from luthier.errors import UserError
 from luthier.recipe.schema import Recipe, Train
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16", "pure_bf16", "fp8"]
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "pure_bf16": torch.bfloat16,
+    "fp8": torch.bfloat16,
+}
+"""What the weights lie in."""
 DEFAULT_BATCH_SIZE, DEFAULT_PT_SEGMENTS = 8, 16
-CPU_PASS_TOKENS: dict[Precision, int] = {"fp32": 768, "bf16": 2048, "fp16": 2048}
+CPU_PASS_TOKENS: dict[torch.dtype, int] = {torch.float32: 768, torch.bfloat16: 2048, torch.float16: 2048}
 """Larger passes are no faster in float32, where products take the time; in bfloat16 it is reading the weights, so a reading serves more."""
 GPU_PASS_TOKENS = 8192
 
@@ -99,7 +106,7 @@ def pass_tokens(train: Train, longest: int, device: torch.device, precision: Pre
         UserError: a given value is smaller than the longest segment, which cannot be split.
     """
     if train.micro_batch_tokens == "auto":
-        return max(longest, GPU_PASS_TOKENS if device.type == "cuda" else CPU_PASS_TOKENS[precision])
+        return max(longest, GPU_PASS_TOKENS if device.type == "cuda" else CPU_PASS_TOKENS[DTYPES[precision]])
     if train.micro_batch_tokens < longest:
         raise UserError(
             f"{train.micro_batch_tokens} tokens cannot hold the longest segment of {longest} tokens",

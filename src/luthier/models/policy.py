@@ -35,6 +35,7 @@ from luthier.models.head import Head, decoder, describe, live
 from luthier.models.legacy.norm_head import HEAD, NormHead, at_rest
 from luthier.models.loading import load_as_stored, quiet
 from luthier.models.methods import Trainable, trainable
+from luthier.models.noise import EmbeddingNoise
 from luthier.models.probe import Isolation, probe_isolation
 from luthier.models.quantize.base import summary
 from luthier.models.rope import forget_lengths, growing, steady_length
@@ -61,6 +62,7 @@ class Policy:
     Args:
         model: the model with its method applied (`methods.apply_method`).
         trained: its trained parameters; default: all that require gradients.
+        noise: alpha of NEFTune's noise on the embeddings while training; 0 is none.
 
     Attributes:
         model: the transformers model.
@@ -69,12 +71,13 @@ class Policy:
         notes: sentences for the run's log (fallbacks taken).
     """
 
-    def __init__(self, model: PreTrainedModel, trained: Trainable | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, trained: Trainable | None = None, *, noise: float = 0.0) -> None:
         self.model = model
         self.trainable = trained or trainable(model)
         self._head = describe(model)
         self.isolation: Isolation = probe_isolation(model)
         self._steady_length, self._growing = steady_length(model.config) - prefix_length(model), growing(model)
+        self._noise = EmbeddingNoise(model.get_input_embeddings(), noise) if noise else None
         self.notes = self.trainable.notes + ((self._head.note,) if self._head.note else ())
 
     @property
@@ -105,6 +108,9 @@ class Policy:
             packing: one row without padding, where the model isolates segments; else (or if it does not) padded rectangles.
         """
         if self._packs(batch, packing):
+            if self._noise:
+                sizes = torch.diff(batch.cu_seqlens)
+                self._noise.lengths = torch.repeat_interleave(sizes, sizes, output_size=len(batch))[None].float()
             with packed_row(batch.cu_seqlens, batch.max_length) as boundaries:
                 return self._run(input_ids=batch.tokens[None], position_ids=batch.positions[None], **boundaries)[0]
         lengths = torch.diff(batch.cu_seqlens).tolist()
@@ -114,6 +120,8 @@ class Policy:
             index = _padded_index([starts[row] for row in rows], [lengths[row] for row in rows]).to(batch.tokens.device)
             real = index >= 0
             tokens = batch.tokens[index.clamp_min(0)]
+            if self._noise:
+                self._noise.lengths = real.sum(1, keepdim=True).expand_as(real).float()
             pieces.append(self._rectangle(tokens, real)[real])
             order.append(index[real])
         return torch.cat(pieces)[torch.cat(order).argsort()]

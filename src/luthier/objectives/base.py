@@ -61,8 +61,16 @@ class Objective:
         return self.function(scores, batch)
 
 
-def score(policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False) -> Scores:
-    """Run the policy over a batch and score its supervised tokens; unsupervised positions never reach the head."""
+def score(policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False, smoothing: float = 0.0) -> Scores:
+    """Run the policy over a batch and score its supervised tokens; unsupervised positions never reach the head.
+
+    Args:
+        policy: the model.
+        batch: on its device.
+        packing: see `Policy.hidden`.
+        entropy: also tell how spread each distribution is.
+        smoothing: share of each target that is spread over the vocabulary; `logprob` is then the expectation under that target.
+    """
     hidden = policy.hidden(batch, packing=packing)
     states = hidden.index_select(0, batch.targets - 1)
     head = policy.head
@@ -73,6 +81,7 @@ def score(policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False)
         bias=head.bias,
         scale=head.scale,
         softcap=head.softcap,
+        smoothing=smoothing,
         entropy=entropy,
     )
     return Scores(said.logprob, said.top1, batch.weight[batch.targets], said.entropy)

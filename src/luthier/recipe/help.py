@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from luthier.recipe.document import Key
-from luthier.recipe.schema import Recipe, Section
+from luthier.recipe.schema import Recipe, Section, Train
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,10 @@ def json_schema() -> dict[str, Any]:
     for name in ("stage", "method"):
         known = [_tag(member) for member in _sections_in(Recipe.model_fields[name].annotation)]
         parts[name] = _or(parts[name], {"enum": known})
+    train = schema["$defs"]["Train"]["properties"]
+    train["optimizer"] = _or(
+        train["optimizer"], {"enum": [_tag(rule) for rule in _sections_in(Train.model_fields["optimizer"].annotation)]}
+    )
     parts["model"] = _or(parts["model"], text)
     data = schema["$defs"]["Data"]["properties"]
     sources = {"anyOf": [text, {"$ref": "#/$defs/Source"}]}

@@ -21,7 +21,14 @@ from luthier.recipe.paths import absolute_paths
 from luthier.recipe.schema import Recipe
 from luthier.recipe.shipped import shipped_recipes
 
-_SHORT = {("model",): "path", ("stage",): "type", ("method",): "type", ("data", "train"): "path", ("data", "validation"): "path"}
+_SHORT = {
+    ("model",): "path",
+    ("stage",): "type",
+    ("method",): "type",
+    ("train", "optimizer"): "type",
+    ("data", "train"): "path",
+    ("data", "validation"): "path",
+}
 """Places where a bare name stands for a mapping with this one key."""
 
 
@@ -98,7 +105,7 @@ def _lay_over(node: Any, key: Key, value: Any, text: str, place: Key = ()) -> An
         return value
     head, rest = key[0], key[1:]
     names = tuple(part for part in place if isinstance(part, str))
-    if names in _SHORT and isinstance(node, str | dict) and isinstance(head, int) and len(names) == 2:
+    if names in _SHORT and isinstance(node, str | dict) and isinstance(head, int) and names[0] == "data":
         node = [node]
     elif names in _SHORT and isinstance(node, str):
         node = {_SHORT[names]: node}

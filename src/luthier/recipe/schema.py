@@ -37,6 +37,7 @@ from luthier.recipe.sections.method import (
     PTuning,
 )
 from luthier.recipe.sections.model import Model, Quantization, RopeScaling
+from luthier.recipe.sections.optimizer import Optimizer, ParameterGroup
 from luthier.recipe.sections.stage import Pretraining, Stage, SupervisedFineTuning
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
@@ -61,7 +62,9 @@ __all__ = [
     "Method",
     "Model",
     "NormTuning",
+    "Optimizer",
     "PTuning",
+    "ParameterGroup",
     "PrefixTuning",
     "Prefixed",
     "Pretraining",

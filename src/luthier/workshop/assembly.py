@@ -21,15 +21,20 @@ from luthier.data.prepare import Dataset, Progress, prepare
 from luthier.data.preview import coloured
 from luthier.data.stream_batches import StreamBatches
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.engine.groups import Roles
 from luthier.engine.optim import Optimizer
+from luthier.engine.optimizers import kind_of
 from luthier.engine.parallel import World
 from luthier.engine.plan import DTYPES, Plan, Precision, batch_of, choose_precision, make_plan
 from luthier.errors import UserError
 from luthier.export.source import tokenizer_folder
 from luthier.generation.chat import ChatModel
+from luthier.models.adapters import borrowed
 from luthier.models.adapters.adalora import Allocator
+from luthier.models.adapters.insert import adapter_config
 from luthier.models.adapters.tokens import make_room
 from luthier.models.checkpointing import set_checkpointing
+from luthier.models.float8 import check_float8, to_float8
 from luthier.models.hub import fetch
 from luthier.models.loading import check_weights, load_model, read_config
 from luthier.models.low_rank import allocator_of
@@ -96,6 +101,7 @@ def assemble(
         UserError: the recipe asks for something impossible, or the data is not what a resumed run learnt from.
     """
     section, data, stage = recipe.model, recipe.data, recipe.stage.type
+    kind_of(recipe.train.optimizer)
     folder = fetch(section.path, hub=section.hub, revision=section.revision)
     prefix = recipe.method.pre_seq_len if isinstance(recipe.method, Prefixed) else 0
     _check_model(folder, data.max_length, prefix, section.rope_scaling)
@@ -138,7 +144,7 @@ def assemble(
         policy=policy,
         objective=OBJECTIVES[stage],
         batches=batches,
-        optimizer=Optimizer(policy.trainable.parameters, recipe.train, half=precision == "fp16", rates=policy.trainable.rates),
+        optimizer=_optimizer(recipe, policy, precision),
         plan=plan,
         sampler=sampler,
         allocator=allocator_of(model, recipe.method, plan.total_steps),
@@ -170,8 +176,23 @@ def _policy(recipe: Recipe, model: PreTrainedModel, tokenizer: Tokenizer, batche
         tokens=_ids(tokenizer, section.new_tokens, method.trainable_tokens) if isinstance(method, LoRA) else (),
         drawn=_first(batches),
     )
+    if recipe.train.precision == "fp8":
+        to_float8(model)
     set_checkpointing(model, recipe.train.activation_checkpointing)
-    return Policy(model, trained)
+    return Policy(model, trained, noise=recipe.train.neftune)
+
+
+def _optimizer(recipe: Recipe, policy: Policy, precision: Precision) -> Optimizer:
+    """The recipe's optimizer over what the policy trains."""
+    return Optimizer(
+        policy.trainable.parameters,
+        recipe.train,
+        half=precision == "fp16",
+        pure=precision == "pure_bf16",
+        roles=Roles.of(policy.model),
+        rates=policy.trainable.rates,
+        adapters=adapter_config(policy.model) is not None or borrowed.holder_of(policy.model) is not None,
+    )
 
 
 def _ids(tokenizer: Tokenizer, new: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[int, ...]:
@@ -208,6 +229,8 @@ def _precision(recipe: Recipe, world: World) -> Precision:
         UserError: `model.dtype` and `train.precision` contradict each other.
     """
     precision = choose_precision(recipe, world.device)
+    if precision == "fp8":
+        check_float8(world.device)
     named = recipe.model.dtype
     if named != "auto" and str(DTYPES[precision]).removeprefix("torch.") != named:
         raise UserError(

@@ -246,7 +246,7 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         optimizer=parts.optimizer,
         state=state,
         checkpoints=Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep),
-        write_weights=lambda target: parts.policy.save(target, parts.optimizer.masters, parts.tokenizer_files),
+        write_weights=lambda target: parts.policy.save(target, parts.optimizer.weights(), parts.tokenizer_files),
         world=world,
         callbacks=watchers.all,
         sample=parts.sampler,

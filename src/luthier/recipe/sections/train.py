@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from luthier.recipe.sections.base import Positive, Section, Share
+from luthier.recipe.sections.optimizer import AdamW, Optimizer, ParameterGroup, Rate
 
 
 class Train(Section):
@@ -26,8 +27,14 @@ class Train(Section):
     """Examples per forward pass on one device: with the next field, another way to write `batch_size`."""
     gradient_accumulation_steps: Positive | None = None
     """Forward passes per optimizer step: batch_size = per_device_batch_size × this × ranks."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    optimizer: Optimizer = AdamW()
+    """How gradients become updates: `adamw`, another name, or a mapping with `type` and options."""
+    learning_rate: Rate = 1e-4
     """Peak learning rate. Usual: 1e-4…3e-4 for LoRA, 1e-5…5e-5 for full fine-tuning."""
+    embedding_learning_rate: Rate | None = None
+    """Peak learning rate of the token embeddings (and a head tied to them), where they are trained. Default: `learning_rate`."""
+    head_learning_rate: Rate | None = None
+    """Peak learning rate of the output head, where it is trained. Default: `learning_rate`."""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     """Course of the learning rate after warm-up. `wsd`: constant, then linear decay over the last `decay` share."""
     warmup: Annotated[float, Field(ge=0)] = 0.03
@@ -37,17 +44,19 @@ class Train(Section):
     min_learning_rate: Share = 0.0
     """Where the schedule ends, as a share of the peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW weight decay, on matrices only."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW: decay of the first moment."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """AdamW: decay of the second moment."""
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW: added to the root of the second moment."""
+    """Weight decay, on matrices only: neither norms nor biases decay."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """Weights with a learning rate or a weight decay of their own, by name; the first that fits counts."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this global norm; 0 turns clipping off."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of forward and backward. `auto`: bf16 on a GPU that has it (else fp16), fp32 on a CPU."""
+    neftune: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the token embeddings while training (NEFTune, Jain et al. 2023): its alpha, usually 5 to 15. 0 is none."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each target that is spread evenly over the vocabulary. The training loss is then the smoothed one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "pure_bf16", "fp8"] = "auto"
+    """Arithmetic of forward and backward. `auto`: bf16 on a GPU that has it (else fp16), fp32 on a CPU. `pure_bf16`: no masters."""
+    rounding: Literal["stochastic", "kahan"] = "stochastic"
+    """`pure_bf16`: how updates smaller than a step of bfloat16 survive, by chance or in 2 more bytes a trained weight."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Recompute activations in the backward pass: slower, less memory. `selective` keeps attention outputs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
@@ -59,10 +68,41 @@ class Train(Section):
     max_bad_steps: Positive = 10
     """Stop after this many steps in a row whose loss or gradient was not finite; such steps change nothing."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        """`optimizer: lion` stands for a mapping; a schedule-free one has no schedule."""
+        if not isinstance(value, dict):
+            return value
+        value = {key: part for key, part in value.items() if part is not None or key != "optimizer"}
+        rule = value.get("optimizer")
+        if isinstance(rule, str):
+            value["optimizer"] = rule = {"type": rule}
+        elif isinstance(rule, dict):
+            value["optimizer"] = rule = {"type": "adamw", **rule}
+        if isinstance(rule, dict) and rule["type"] == "schedule_free":
+            value = {"schedule": "constant", **value}
+        return value
+
     @model_validator(mode="after")
     def _one_batch_size(self) -> Train:
         if self.batch_size and self.batch_tokens:
             raise ValueError("give `batch_size` (examples) or `batch_tokens`, not both")
         if self.batch_tokens and (self.per_device_batch_size or self.gradient_accumulation_steps):
             raise ValueError("`batch_tokens` cannot be combined with `per_device_batch_size` or `gradient_accumulation_steps`")
+        return self
+
+    @model_validator(mode="after")
+    def _rule_and_precision(self) -> Train:
+        rule, pure = self.optimizer, self.precision == "pure_bf16"
+        if rule.type == "schedule_free" and self.schedule != "constant":
+            raise ValueError(
+                "`train.optimizer: schedule_free` needs `schedule: constant`: its average takes the schedule's place"
+            )
+        if pure and rule.type in ("schedule_free", "badam"):
+            raise ValueError(f"`train.optimizer: {rule.type}` keeps float32 values of its own: use `precision: bf16`")
+        if isinstance(rule, AdamW) and rule.offload and (pure or rule.bits == 8 or rule.paged):
+            raise ValueError(
+                "`train.optimizer.offload` is for 32-bit moments and masters: without `bits`, `paged` or `pure_bf16`"
+            )
         return self
