@@ -58,8 +58,8 @@ def learn(policy: Policy, batch: Batch, *, steps: int = 3, rate: float = 1e-2) -
     """Some steps on one batch; the optimizer, and the loss before each step and after the last."""
     optimizer = Optimizer(policy.trainable.parameters, Train(learning_rate=rate))
     losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
+    for step in range(steps):
+        optimizer.begin(step)
         loss = loss_of(policy, batch)
         loss.backward()
         optimizer.step(loss.detach(), rate)
@@ -93,7 +93,7 @@ def check_cell(method: str, family: str, folder: Path) -> None:
     batch = ragged(LENGTHS)
     optimizer, losses = learn(policy, batch)
     assert all(after < before for before, after in pairwise(losses)), losses
-    policy.save(folder, optimizer.masters)
+    policy.save(folder, optimizer.weights())
     with torch.no_grad():
         ours = policy.head.logits(policy.hidden(batch, packing=True))
     torch.testing.assert_close(logits_apart(in_plain(family, folder), batch), ours, atol=1e-4, rtol=0)

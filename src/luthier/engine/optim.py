@@ -147,7 +147,10 @@ class Optimizer:
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradient of each trained parameter by name, summed and unscaled; before `step`."""
-        return {name: gradient / self.scale for name, gradient in zip(self.masters.values, self.masters.gradients(), strict=True)}
+        return {
+            name: gradient / self.scale.to(gradient.device)
+            for name, gradient in zip(self.masters.values, self.masters.gradients(), strict=True)
+        }
 
     def switch_off(self, places: Mapping[str, Tensor]) -> None:
         """Set numbers of parameters to zero where `places` (bool, of their shape) says so."""
