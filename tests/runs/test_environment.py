@@ -52,4 +52,5 @@ def test_the_libraries_of_bitsandbytes_are_read_from_their_names(tmp_path: Path,
     for name in ("__init__.py", "libbitsandbytes_cpu.so", "libbitsandbytes_cuda128.so", "libbitsandbytes_cuda118_nocublaslt.so"):
         (package / name).touch()
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)  # one that is imported already would be found first
     assert module._bitsandbytes_cuda() == ("118", "128")
