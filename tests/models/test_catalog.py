@@ -10,13 +10,16 @@ import huggingface_hub
 import pytest
 import yaml
 
+import luthier
 from luthier.chat import resolve
 from luthier.chat.families import families as chat_families
 from luthier.errors import UserError
 from luthier.export.source import find_source
 from luthier.models import catalog, hub
 from luthier.models.catalog import NOTES, entries, find, get, similar, template_of
+from luthier.recipe.load import load_recipe
 from tests.families import save
+from tests.workspace import Workspace
 
 ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MISSION = {
@@ -262,3 +265,17 @@ def test_the_pages_count_as_the_catalogue_does(root: Path) -> None:
         ("CHANGELOG.md", f"of {count} models"),
     ):
         assert words in (root / page).read_text("utf-8"), page
+
+
+def test_a_run_by_name_learns_and_talks_with_the_template_of_the_catalogue(tmp_path: Path) -> None:
+    space = Workspace.make(tmp_path)
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    catalog.add({"path": "model", "template": "alpaca"}, "mine", tmp_path / "models.yaml")
+    run = luthier.train(space.recipe, overrides=["model=mine", "train.max_steps=1"], progress=False)
+    assert load_recipe(run.path / "recipe.yaml").model.path == "mine"
+    assert "the tokenizer has no chat template; the family `alpaca` is used" in (run.path / "log" / "rank-0.txt").read_text(
+        "utf-8"
+    )
+    assert "### Instruction:" in (run.path / "final" / "chat_template.jinja").read_text("utf-8")
+    assert luthier.load("mine").template.name == "alpaca"
+    assert luthier.load(run).template.name in ("alpaca", "the tokenizer's")
