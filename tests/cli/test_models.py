@@ -104,7 +104,7 @@ def test_what_was_added_is_listed_and_shown(tmp_path: Path, capsys: pytest.Captu
         (["add", "x", "empty"], "empty: not a model folder: `config.json` is missing"),
         (["add", "tiny", "owner/name"], "`tiny` cannot name a model"),
         (["add", "x", "owner/name", "--template", "qwen9"], "--template: unknown template `qwen9`"),
-        (["add", "x", "owner/name", "--hub", "github"], "Invalid value for '--hub'"),
+        (["add", "x", "owner/name", "--hub", "github"], "'github' is not one of 'huggingface', 'modelscope'"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
