@@ -146,7 +146,8 @@ def test_validation_data_is_not_copied(rows: Path, capsys: pytest.CaptureFixture
         (["--fix", "a/out.json"], "error: --fix a/out.json: there is no folder `a`. Make it first."),
         (
             ["--fix", "out.xlsx"],
-            "error: out.xlsx: does not say how to write it. End it in .jsonl, .json, .csv, .tsv, .txt, .parquet (all but parquet also .gz).",
+            "error: out.xlsx: does not say how to write it. "
+            "End it in .jsonl, .json, .csv, .tsv, .txt, .parquet (all but parquet also .gz).",
         ),
         (["--drop", "phone"], "error: --drop: says what the cleaned copy leaves out, and none is written. Give --fix OUT."),
     ],

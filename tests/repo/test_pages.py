@@ -63,7 +63,9 @@ def test_overrides_fit_the_recipe_beside_them(page, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_recipes_on_the_page_load(page, tmp_path):
-    rest = {"model": "tiny", "data": {"train": "my.json"}} if page.parent.name == "docs" else {}  # pages of the docs also show parts of a recipe
+    rest = (
+        {"model": "tiny", "data": {"train": "my.json"}} if page.parent.name == "docs" else {}
+    )  # pages of the docs also show parts of a recipe
     for block in pages.blocks(page, "yaml"):
         recipe_from(rest | yaml.safe_load(block), tmp_path)
 
