@@ -27,7 +27,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "lora+": ("method.loraplus_ratio=8",),
     "patterns": ("method.target=.*(q|down)_proj", "method.rank_pattern={down_proj: 2}", "method.alpha_pattern={q_proj: 3}"),
     "one layer": ("method.layers=[1]", "method.exclude=[up_proj]"),
-    "adalora": ("method={type: adalora, rank: 2, start_rank: 4, every: 1}",),
+    "adalora": ("method={type: adalora, rank: 2, start_rank: 4, every: 1}", "train.learning_rate=2e-2"),
+    "vera": ("method={type: vera, rank: 16}", "train.learning_rate=2e-2"),
     "new tokens": ("model.new_tokens=[<count>]", "method.trainable_tokens=[Hello]", "data.replace={Count to: <count>}"),
 }
 QUICK = ("pissa",)

@@ -32,6 +32,7 @@ from luthier.recipe.schema import (
     PrefixTuning,
     PromptTuning,
     PTuning,
+    VeRA,
 )
 from tests.families import build
 from tests.method_table import in_plain, logits_apart, loss_of
@@ -47,6 +48,7 @@ MERGED: dict[str, Any] = {
     "oft": OFT(block_size=16),
     "boft": BOFT(block_size=8),
     "layernorm": NormTuning(),
+    "vera": VeRA(rank=16),
 }
 ALL: dict[str, Any] = PREFIXED | MERGED | {"llama_adapter": LlamaAdapter(adapter_len=4, adapter_layers=1)}
 LENGTHS = (9, 4, 17, 1)

@@ -35,6 +35,7 @@ from luthier.recipe.sections.method import (
     PrefixTuning,
     PromptTuning,
     PTuning,
+    VeRA,
 )
 from luthier.recipe.sections.model import Model, Quantization, RopeScaling
 from luthier.recipe.sections.optimizer import Optimizer, ParameterGroup
@@ -79,6 +80,7 @@ __all__ = [
     "Stage",
     "SupervisedFineTuning",
     "Train",
+    "VeRA",
 ]
 
 

@@ -21,7 +21,7 @@ from luthier.models.checkpointing import decoder_layers
 from luthier.models.keys import measure_keys
 from luthier.models.legacy.names import modern_names
 from luthier.models.linear import is_linear
-from luthier.recipe.schema import BOFT, IA3, OFT, LlamaAdapter, NormTuning, PrefixTuning, PromptTuning, PTuning, Section
+from luthier.recipe.schema import BOFT, IA3, OFT, LlamaAdapter, NormTuning, PrefixTuning, PromptTuning, PTuning, Section, VeRA
 
 KEYS_AND_VALUES = ("k_proj", "v_proj", "query_key_value", "c_attn", "qkv_proj", "W_pack", "Wqkv", "kv_b_proj")
 """What the projections of keys and values are called; fused ones hold the queries too."""
@@ -61,6 +61,16 @@ def _boft(model: PreTrainedModel, method: BOFT) -> Any:
         boft_n_butterfly_factor=method.butterfly_factors,
         target_modules=_target(model, method.target),
         boft_dropout=method.dropout,
+        **_common(model),
+    )
+
+
+def _vera(model: PreTrainedModel, method: VeRA) -> Any:
+    return library().VeraConfig(
+        r=method.rank,
+        target_modules=_target(model, method.target),
+        vera_dropout=method.dropout,
+        d_initial=method.start,
         **_common(model),
     )
 
@@ -108,6 +118,7 @@ BUILDERS: dict[type[Section], Callable[[PreTrainedModel, Any], Any]] = {
     IA3: _ia3,
     OFT: _oft,
     BOFT: _boft,
+    VeRA: _vera,
     PrefixTuning: _prefix,
     PTuning: _prefix,
     PromptTuning: _prompt,

@@ -138,6 +138,20 @@ class AdaLoRA(Section):
         return self
 
 
+class VeRA(Section):
+    """Learnt factors on two random matrices that all layers share (Kopiczko et al. 2023). By PEFT."""
+
+    type: Literal["vera"] = "vera"
+    rank: Positive = 256
+    """Inner dimension of the shared matrices. They are not trained, so it may be large."""
+    target: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """`all-linear` (every linear layer but the head), or names such as `[q_proj, v_proj]`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input."""
+    start: Annotated[float, Field(gt=0)] = 0.1
+    """First value of the factors on the inner dimension; those on the outputs begin at 0."""
+
+
 class IA3(Section):
     """(IA)³: learnt factors on keys, values and the inner activations of the feed-forward part (Liu et al. 2022). By PEFT."""
 
@@ -244,6 +258,7 @@ Method = Annotated[
     | Freeze
     | LoRA
     | AdaLoRA
+    | VeRA
     | IA3
     | OFT
     | BOFT
