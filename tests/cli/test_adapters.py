@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from luthier.cli.app import run
 from luthier.models.adapters.contents import read_contents
@@ -35,3 +36,16 @@ def test_list_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert part in shown
     assert run(["adapters", "list", str(tmp_path / "runs" / "a" / "none")]) == 2
     assert run(["adapters", "show", str(tmp_path)]) == 2
+
+
+def test_import_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {
+        f"llm.base_model.model.model.layers.0.attention.wqkv.lora_{part}.default.weight": torch.ones(2, 2) for part in "AB"
+    }
+    torch.save({"state_dict": tensors}, tmp_path / "iter_500.pth")
+    file, out = str(tmp_path / "iter_500.pth"), str(tmp_path / "out")
+    assert run(["adapters", "import", file, out, "--base", "owner/base"]) == 2
+    assert "Give `lora_alpha` with `--alpha`" in capsys.readouterr().err
+    assert run(["adapters", "import", file, out, "--base", "owner/base", "--alpha", "16"]) == 0
+    assert "LoRA of rank 2, alpha 16, for owner/base" in capsys.readouterr().out
+    assert run(["adapters", "show", out]) == 0

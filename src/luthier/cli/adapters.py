@@ -13,7 +13,7 @@ from luthier.errors import UserError
 if TYPE_CHECKING:
     from luthier.models.adapters.contents import Contents
 
-adapters_app = typer.Typer(help="Look into adapters, and combine several.", no_args_is_help=True)
+adapters_app = typer.Typer(help="Look into adapters, combine several, and take over those of other tools.", no_args_is_help=True)
 
 
 class Method(StrEnum):

@@ -22,6 +22,7 @@ import typer
 
 from luthier import __version__
 from luthier.cli.adapters import adapters_app
+from luthier.cli.adapters_import import import_
 from luthier.cli.chat import chat, compare
 from luthier.cli.data import data_app
 from luthier.cli.env import env
@@ -84,6 +85,7 @@ app.add_typer(export_app, name="export")
 app.command()(env)
 app.command()(login)
 runs_app.command(cls=TakesFields)(resume)
+adapters_app.command("import")(import_)
 
 
 def run(arguments: Sequence[str]) -> int:
