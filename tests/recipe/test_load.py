@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
@@ -249,6 +249,7 @@ recipes = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(recipes)
+@example({"model": "m", "data": {"train": "d", "system": "one\x85two\u2028three\u2029"}})
 def test_a_dumped_recipe_reads_back_as_itself(tmp_path_factory: pytest.TempPathFactory, mapping: dict[str, object]) -> None:
     recipe = recipe_from(mapping, Path("/d"))
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"

@@ -40,11 +40,22 @@ Loader.add_implicit_resolver(*_NUMBER)
 Loader.add_implicit_resolver(_TAG + "int", re.compile(r"^[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+)$"), list("-+0123456789"))
 
 
+_RARE_LINE_ENDS = frozenset("\x85\u2028\u2029")
+
+
 class Dumper(yaml.SafeDumper):
-    """The safe dumper, which also puts a text that looks like a number to `Loader` into quotes."""
+    """The safe dumper, which also puts a text that looks like a number to `Loader` into quotes, and writes rare line ends as escapes.
+
+    YAML folds NEL, LS and PS like any line end; written as they are, a text would read back with spaces in their place.
+    """
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A text; in double quotes, where escapes are, if it holds a rare line end."""
+        return self.represent_scalar(_TAG + "str", text, style='"' if _RARE_LINE_ENDS & set(text) else None)
 
 
 Dumper.add_implicit_resolver(*_NUMBER)
+Dumper.add_representer(str, Dumper.represent_text)
 
 
 @dataclass(frozen=True)
