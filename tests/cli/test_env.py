@@ -18,7 +18,7 @@ GOOD = Torch("2.13.0+cu128", cuda="12.8", cuda_available=True, architectures=("s
 
 
 def machine(torch: Torch = GOOD, gpus: tuple[Gpu, ...] = (H200,), **changes: Any) -> Environment:
-    here = Environment("0.1.0", "3.12.0", "Linux", "EPYC", 8, 2**36, gpus, torch, {"bitsandbytes": "0.48"}, ("118", "128"))
+    here = Environment("0.1.0", "3.12.0", "Linux", "EPYC", 8, 2**36, gpus, torch, {"bitsandbytes": "0.50"}, ("118", "128"))
     return replace(here, **changes)
 
 
@@ -37,7 +37,7 @@ CPU = Torch("2.13.0+cpu", threads=8)
         (machine(replace(GOOD, cuda_available=False), (replace(H200, driver="470.57"),)), ["to 525 or newer", "whl/cu118"]),
         (machine(replace(GOOD, cuda_available=False)), ["torch cannot use it", "--gpus all"]),
         (machine(gpus=(replace(H200, name="RTX 5090", capability="12.0"),)), ["no code for RTX 5090", "12.0", "sm_80, sm_90"]),
-        (machine(replace(GOOD, cuda="13.0"), (replace(H200, driver="580.1"),)), ["bitsandbytes 0.48", "CUDA 130", "118, 128"]),
+        (machine(replace(GOOD, cuda="13.0"), (replace(H200, driver="580.1"),)), ["bitsandbytes 0.50", "CUDA 130", "118, 128"]),
         (machine(variables={"BNB_CUDA_VERSION": "121"}), ["CUDA 121", "BNB_CUDA_VERSION asks for"]),
         (machine(Torch("2.13.0", "libcudart.so.12: cannot open")), ["cannot be loaded (libcudart.so.12: cannot open)"]),
         (machine(Torch()), ["torch is not installed"]),
