@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -14,9 +15,7 @@ from transformers import (
 )
 
 from luthier import UserError
-from luthier.generation.sampling import Decoding, choose, gumbel, stream_key, truncate
-
-CPU = torch.device("cpu")
+from luthier.generation.sampling import Decoding, chance, choose, draw, truncate
 
 
 def test_cuts_as_transformers_does() -> None:
@@ -51,15 +50,36 @@ def test_draws_follow_the_distribution() -> None:
     assert share[5] == 0
 
 
-def test_noise_is_standard_gumbel_and_its_own_for_each_key() -> None:
-    keys = [stream_key(seed, index, position) for seed in range(2) for index in range(3) for position in range(3)]
-    assert len(set(keys)) == 18
-    noise = gumbel(keys, 20_000, CPU)
-    assert abs(noise.mean() - 0.5772) < 0.01
-    assert abs(noise.var() - 1.6449) < 0.03
-    correlation = torch.corrcoef(noise) - torch.eye(18)
-    assert correlation.abs().max() < 0.04
-    assert torch.equal(gumbel(keys[4:5], 100, CPU)[0], noise[4, :100])
+def test_chance_is_uniform_and_its_own_for_each_place() -> None:
+    index, position = (grid.ravel() for grid in np.mgrid[0:200, 0:200])
+    got = chance(5, index, position)
+    assert got.min() >= 0
+    assert got.max() < 1
+    assert np.unique(got).size == got.size
+    counts, _ = np.histogram(got, bins=20, range=(0, 1))
+    assert np.abs(counts - 2000).max() < 4 * np.sqrt(2000)
+    table = got.reshape(200, 200)
+    assert abs(np.corrcoef(table[:, :-1].ravel(), table[:, 1:].ravel())[0, 1]) < 0.02
+    assert abs(np.corrcoef(table[:-1].ravel(), table[1:].ravel())[0, 1]) < 0.02
+    assert np.array_equal(chance(5, index[7:9], position[7:9]), got[7:9])
+    assert not np.array_equal(chance(6, index, position), got)
+
+
+@pytest.mark.parametrize("settings", [Decoding(), Decoding(temperature=0.7, seed=3), Decoding(temperature=1, top_p=0.8, top_k=9)])
+def test_what_is_drawn_is_what_is_chosen_with_its_probability(settings: Decoding) -> None:
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)) * 3
+    index, position = np.arange(50), np.arange(50) % 7
+    tokens, logprobs = draw(logits, settings, index, position)
+    assert torch.equal(tokens, choose(logits, settings, list(zip(index.tolist(), position.tolist(), strict=True)), []))
+    expected = (logits / (settings.temperature or 1)).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_border_of_rounding_is_no_token_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.tensor([[0.0, 0.0, -torch.inf], [-torch.inf, 0.0, 0.0]])
+    for number, expected in ((0.0, [0, 1]), (1 - 2.0**-53, [1, 2])):
+        monkeypatch.setattr("luthier.generation.sampling.chance", lambda *_, number=number: np.full(2, number))
+        assert choose(logits, Decoding(temperature=1), [(0, 0)] * 2, []).tolist() == expected
 
 
 @pytest.mark.parametrize(

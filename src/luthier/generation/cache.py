@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from luthier.models.adapters.prompts import Prompt, prompt_of
 from luthier.models.rope import forget_lengths, growing
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _KEYS_AND_VALUES = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+ROOM = 64
+"""Columns that are made at once; tokens are written into them in place."""
 
 
 def can_batch(model: PreTrainedModel) -> bool:
@@ -63,33 +66,42 @@ class RowCache:
         self._takes_positions = "position_ids" in accepted
         self._takes_last_only = "logits_to_keep" in accepted
 
-    def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read new prompts, together, and append their rows. Returns the logits of their next token, [len(prompts), V]."""
+    def add(self, prompts: Sequence[Sequence[int]], *, copies: int = 1) -> Tensor:
+        """Read new prompts, together, and append their rows.
+
+        Args:
+            prompts: token ids.
+            copies: rows of each prompt, next to each other; it is read once, and what was read is copied.
+
+        Returns:
+            The logits of the next token of each row, [len(prompts) · copies, V].
+        """
         if self._memory is None:
             forget_lengths(self._growing)
         if self._prefix is not None:
-            return torch.cat([self._add_behind(self._prefix, prompt) for prompt in prompts])
-        memory = DynamicCache() if self.batched else DynamicCache(config=self._model.config)
+            return torch.cat([self._add_behind(self._prefix, prompt, copies) for prompt in prompts])
+        memory = Cache(layer_class_to_replicate=_Roomy) if self.batched else DynamicCache(config=self._model.config)
         columns = max(len(prompt) for prompt in prompts)
         padding = [columns - len(prompt) for prompt in prompts]
         tokens = [[0] * blank + list(prompt) for blank, prompt in zip(padding, prompts, strict=True)]
         logits = self._forward(torch.tensor(tokens, device=self._device), memory, padding, columns)
-        self._join(memory, padding, columns)
-        return logits
+        self._join(memory, padding, columns, copies)
+        return logits.repeat_interleave(copies, 0)
 
-    def _add_behind(self, prefix: Prompt, prompt: Sequence[int]) -> Tensor:
-        """Read one prompt behind the learnt prefix, and append its row."""
+    def _add_behind(self, prefix: Prompt, prompt: Sequence[int], copies: int) -> Tensor:
+        """Read one prompt behind the learnt prefix, and append its rows."""
         memory, columns = prefix.memory(self._model), prefix.length + len(prompt)
         tokens = torch.tensor([list(prompt)], device=self._device)
         embedded = prefix.before(self._model, tokens) if prefix.shape is None else None
         logits = self._forward(tokens, memory, [0], columns, embedded)
-        self._join(memory, [0], columns)
-        return logits
+        self._join(memory, [0], columns, copies)
+        return logits.repeat_interleave(copies, 0)
 
-    def extend(self, tokens: Sequence[int]) -> Tensor:
+    def extend(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Append one token to each row. Returns the logits of the next one, [rows, V]."""
         self._columns += 1
-        return self._forward(torch.tensor(tokens, device=self._device)[:, None], self._memory, self._padding, self._columns)
+        chosen = torch.as_tensor(tokens, device=self._device)
+        return self._forward(chosen[:, None], self._memory, self._padding, self._columns)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these, and the columns that only the forgotten ones needed."""
@@ -121,8 +133,12 @@ class RowCache:
             inputs["logits_to_keep"] = 1
         return self._model(**inputs).logits[:, -1]
 
-    def _join(self, memory: Any, padding: list[int], columns: int) -> None:
-        """Append freshly read rows to those in flight, aligned to the right."""
+    def _join(self, memory: Any, padding: list[int], columns: int, copies: int) -> None:
+        """Append freshly read rows, so often each, to those in flight, aligned to the right."""
+        if copies > 1:
+            padding = [blank for blank in padding for _ in range(copies)]
+            for layer in _filled(memory):
+                layer.keys, layer.values = layer.keys.repeat_interleave(copies, 0), layer.values.repeat_interleave(copies, 0)
         if self._memory is None:
             self._memory, self._padding, self._columns = memory, padding, columns
             return
@@ -134,6 +150,43 @@ class RowCache:
             blank + widest - columns for blank in padding
         ]
         self._columns = widest
+
+
+class _Roomy(DynamicLayer):
+    """The cache of a layer with room to its right: the next token is written in place, where transformers copies the whole cache for it.
+
+    `keys` and `values` are views of what is filled; whoever puts other tensors in their place makes new room necessary.
+    """
+
+    keys: Any
+    values: Any
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._room: tuple[Tensor, Tensor] | None = None
+        self._views: tuple[Any, Any] = (None, None)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, heads, n, d]; returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used = self.get_seq_length()
+        end = used + key_states.shape[-2]
+        mine = self._views[0] is self.keys and self._views[1] is self.values
+        if self._room is None or not mine or end > self._room[0].shape[-2]:
+            self._room = _spacious(self.keys, key_states, used, end), _spacious(self.values, value_states, used, end)
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, used:end] = states
+        self.keys, self.values = self._views = self._room[0][:, :, :end], self._room[1][:, :, :end]
+        return self.keys, self.values
+
+
+def _spacious(before: Tensor, states: Tensor, used: int, end: int) -> Tensor:
+    """A tensor like `states` with `end` columns and some more, the first of them filled from `before`."""
+    room = states.new_empty(*states.shape[:2], end + ROOM, states.shape[-1])
+    if used:
+        room[:, :, :used] = before
+    return room
 
 
 def _filled(memory: Any) -> list[Any]:

@@ -1,15 +1,13 @@
-"""From logits to the next token: penalties, truncation and counter-based noise.
+"""From logits to the next token: penalties, truncation and counter-based chance.
 
-A token is drawn by the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): with independent standard Gumbel noise g_v,
+A token is drawn by inverting the distribution function: with u uniform in [0, 1), the first token whose cumulated probability exceeds u.
+A token that truncation removed has probability 0 and can never be drawn.
 
-    argmax_v (logit_v / temperature + g_v)   is distributed as   softmax(logit / temperature),
-
-so sampling is greedy decoding on disturbed logits, and a token that truncation removed (logit −∞) can never be drawn.
-
-The noise is not taken from a generator with state. It is a hash of (seed, index of the prompt, position in the answer, token),
+The number u is not taken from a generator with state. It is a hash of (seed, index of the prompt, position in the answer),
 hence an answer does not depend on which other prompts share its batch, on the order in which they end, or on the device.
-Two batches still round their matrix products differently (about 1e-7 in fp32), so "the same answer" holds as long as two
-candidates are not closer than that.
+Two batches still round their matrix products differently (about 1e-7 in fp32), so "the same answer" holds as long as u does not fall
+that close to the border between two tokens. (Gumbel noise, one number for each token of the vocabulary, costs seventeen times as much at a
+vocabulary of 4,096: more than half of the time of writing an answer with a small model.)
 
 Order of the steps, as in transformers: repetition penalty → temperature → top-k → top-p → min-p.
 """
@@ -19,15 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from luthier.data.hashing import mix64
 from luthier.errors import UserError
-
-_WORD = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_BELOW_ONE = 1 - 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ class Decoding:
         min_p: drop tokens less likely than this share of the most likely one; 0 keeps all.
         repetition_penalty: above 1, tokens seen in prompt or answer become less likely (Keskar et al. 2019). Not only
             for sampling.
-        seed: of the noise; the same seed gives the same answer.
+        seed: of the chance; the same seed gives the same answer.
         stop_ids: tokens that end an answer, such as the end of a turn. They do not appear in its text.
         stop_strings: texts that end an answer. They do not appear in it either, not even in part.
 
@@ -90,9 +86,46 @@ def choose(logits: Tensor, settings: Decoding, counters: Sequence[tuple[int, int
         scores = _penalise(scores, settings.repetition_penalty, seen)
     if settings.temperature == 0:
         return scores.argmax(dim=-1)
-    scores = truncate(scores / settings.temperature, settings)
-    keys = [stream_key(settings.seed, index, position) for index, position in counters]
-    return (scores + gumbel(keys, scores.shape[-1], scores.device)).argmax(dim=-1)
+    index, position = np.array(counters, np.int64).T
+    return _pick(truncate(scores / settings.temperature, settings).softmax(-1), chance(settings.seed, index, position))
+
+
+def draw(logits: Tensor, settings: Decoding, index: NDArray[np.int64], position: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """The next token of each row, as `choose` takes it, and how probable it was.
+
+    Args:
+        logits: [B, V], any floating dtype; computed in float32.
+        settings: shared by all rows; without repetition penalty.
+        index: int64 [B], of the prompt or answer that each row writes.
+        position: int64 [B], in it.
+
+    Returns:
+        Tokens int64 [B], and float32 [B], their log-probability at the settings' temperature (1 where it is 0) before any truncation.
+    """
+    scores = logits.float()
+    if settings.temperature == 0:
+        tokens = scores.argmax(-1)
+        return tokens, scores.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    scores = scores / settings.temperature
+    probability = scores.softmax(-1)
+    cut = truncate(scores, settings)
+    tokens = _pick(probability if cut is scores else cut.softmax(-1), chance(settings.seed, index, position))
+    return tokens, probability.gather(1, tokens[:, None])[:, 0].log()
+
+
+def chance(seed: int, index: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A uniform number in [0, 1) for each (index, position), a function of them and the seed alone."""
+    words = mix64(seed & (2**64 - 1), index.astype(np.uint64), position.astype(np.uint64))
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _pick(probability: Tensor, uniform: NDArray[np.float64]) -> Tensor:
+    """The first token of each row of [B, V] whose cumulated probability exceeds the row's number, int64 [B]."""
+    cumulated = probability.cumsum(-1)
+    whole = cumulated[:, -1]
+    wanted = torch.from_numpy(uniform).to(whole.device) * whole
+    below = torch.minimum(wanted.float(), whole.nextafter(torch.zeros_like(whole)))  # rounding must not reach the end
+    return torch.searchsorted(cumulated, below[:, None], right=True)[:, 0]
 
 
 def truncate(scores: Tensor, settings: Decoding) -> Tensor:
@@ -120,38 +153,3 @@ def _penalise(scores: Tensor, penalty: float, seen: Sequence[Sequence[int]]) -> 
         values = scores[row, ids]
         scores[row, ids] = torch.where(values < 0, values * penalty, values / penalty)
     return scores
-
-
-def stream_key(seed: int, index: int, position: int) -> int:
-    """A 64-bit key for one token of one answer, as a signed integer (three rounds of SplitMix64, Steele et al. 2014)."""
-    key = seed & _WORD
-    for word in (index, position):
-        key = _split_mix((key + _GOLDEN * (word + 1)) & _WORD)
-    return _signed(_split_mix(key))
-
-
-def gumbel(keys: Sequence[int], size: int, device: torch.device) -> Tensor:
-    """Standard Gumbel noise, float32 [len(keys), size]; entry (b, v) is a function of (keys[b], v) alone."""
-    counter = torch.arange(1, size + 1, device=device) * _signed(_GOLDEN)
-    word = torch.tensor(keys, device=device, dtype=torch.int64)[:, None] + counter
-    word = (word ^ _shift(word, 30)) * _signed(_MIX_1)
-    word = (word ^ _shift(word, 27)) * _signed(_MIX_2)
-    bits = _shift(word ^ _shift(word, 31), 32)
-    # −log(1 − u) keeps its relative precision where it matters: small u are the rare, large values of the noise.
-    uniform = ((bits.float() + 0.5) * 2.0**-32).clamp_(max=_BELOW_ONE)
-    return -torch.log(-torch.log1p(-uniform))
-
-
-def _shift(word: Tensor, places: int) -> Tensor:
-    """Logical right shift of int64 (torch's `>>` keeps the sign)."""
-    return (word >> places) & ((1 << (64 - places)) - 1)
-
-
-def _split_mix(word: int) -> int:
-    word = ((word ^ (word >> 30)) * _MIX_1) & _WORD
-    word = ((word ^ (word >> 27)) * _MIX_2) & _WORD
-    return word ^ (word >> 31)
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 64) if word >> 63 else word
