@@ -55,6 +55,15 @@ def nothing_learnt(space: Workspace) -> list[str]:
     return []
 
 
+def token_without_embedding(space: Workspace) -> list[str]:
+    """Somebody has added a token to the tokenizer, and not to the model."""
+    file = space.folder / "model" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 4096, "content": "Count", "special": False})
+    file.write_text(json.dumps(content))
+    return []
+
+
 CASES: dict[str, tuple[Damage, str]] = {
     "broken JSON at line 7": (broken_json, r"rows\.json:7: "),
     "missing output": (missing_output, r"rows\.json:4: .*output"),
@@ -68,6 +77,10 @@ CASES: dict[str, tuple[Damage, str]] = {
     "nothing supervised": (nothing_learnt, r"rows\.json:1: "),
     "contradicting batch sizes": (lambda space: ["train.per_device_batch_size=3"], r"recipe\.yaml:\d+: .*3 × 1 × 1 = 3"),
     "patience without validation": (lambda space: ["evaluate.patience=2"], r"recipe\.yaml.*data\.validation"),
+    "a token without embedding": (
+        token_without_embedding,
+        r"rows\.json:1: .*token 4096 \(`Count`\).*for 4096 tokens.*`model\.new_tokens`",
+    ),
     "missing data file": (lambda space: ["data.train=[row.json]"], r"row\.json.*rows\.json"),
 }
 
@@ -89,6 +102,14 @@ def test_a_mistake_is_one_line(
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert not any((tmp_path / "runs").glob("*/checkpoints/*"))
+
+
+def test_a_token_without_embedding_gets_one_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    token_without_embedding(Workspace.make(tmp_path))
+    assert run(["train", "recipe.yaml", "model.new_tokens=[Count]", "train.max_steps=1", "-q"]) == 0
+    assert run(["chat", "first", "--prompt", "Count to 3.", "--max-new-tokens", "1"]) == 0
+    assert run(["chat", "model", "--prompt", "Count to 3.", "--max-new-tokens", "1"]) == 2
 
 
 def test_the_same_name_can_be_used_after_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from luthier.recipe.load import load_recipe
 from luthier.recipe.schema import LoRA, PTuning
 from luthier.recipe.shipped import find_shipped
 from tests.chat_folders import model_folder, write_tokenizer
+from tests.models.legacy.cases import copy_of, fixture
+from tests.models.legacy.gptq import in_four_bits
 
 WALKS: dict[str, dict[str, Any]] = {
     "llama2/qlora": {"rank": 64, "alpha": 16, "dropout": 0.1, "bits": 4, "rate": 2e-4, "epochs": 1, "batch": 4},
@@ -41,11 +42,14 @@ FIXTURES = {
     "chatglm3/lora": "chatglm3",
     "chatglm3/qlora": "chatglm3",
     "qwen1/lora": "qwen1",
+    "qwen1/qlora": "qwen1 in four bits",
     "baichuan2/lora": "baichuan2_7b",
     "baichuan2/qlora": "baichuan2_7b",
 }
 """Recipe → a small model of its family: one of ours, or an old checkpoint of the reference data."""
 NATIVE = ("llama", "qwen3")
+IN_FOUR_BITS = " in four bits"
+"""Behind the name of an old checkpoint: as GPTQ stores it."""
 SLOW = [name if name in ("llama2/qlora", "chatglm3/lora") else pytest.param(name, marks=pytest.mark.slow) for name in FIXTURES]
 
 
@@ -61,8 +65,10 @@ def small(family: str, folder: Path, request: pytest.FixtureRequest) -> Path:
     """A model folder of the family, with a tokenizer."""
     if family in NATIVE:
         return model_folder(family, folder)
-    shutil.copytree(request.getfixturevalue("shared") / "fixtures/legacy" / family, folder)
-    folder.chmod(0o755)
+    source = fixture(request.getfixturevalue("shared"), family.removesuffix(IN_FOUR_BITS))
+    copy_of(source, folder)
+    if family.endswith(IN_FOUR_BITS):
+        in_four_bits(source, folder, copy_of(source, folder.with_name("plain")))
     return write_tokenizer(folder, None)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from luthier.data.batch import GlobalBatches
 from luthier.data.prepare import Dataset
+from luthier.data.store import TokenStore
 from luthier.data.stream import SourceStream
 from luthier.data.stream_batches import MixedStream, StreamBatches, stream_header
 from luthier.recipe.schema import Recipe
@@ -15,7 +16,11 @@ Batches = GlobalBatches | StreamBatches
 
 
 def batches_of(
-    dataset: Dataset, recipe: Recipe, batch: tuple[int | None, int | None], cursor: Mapping[str, Any] | None = None
+    dataset: Dataset,
+    recipe: Recipe,
+    batch: tuple[int | None, int | None],
+    cursor: Mapping[str, Any] | None = None,
+    check: Callable[[TokenStore], None] | None = None,
 ) -> Batches:
     """What every step of a run learns from.
 
@@ -24,6 +29,7 @@ def batches_of(
         recipe: the recipe.
         batch: units a step, or tokens a step, see `engine.plan.batch_of`.
         cursor: where a stream goes on; for a store, the step is the cursor.
+        check: looks at each batch of a stream before it is used.
 
     Raises:
         UserError: a stream cannot be read, or the files have changed in which it stood.
@@ -44,4 +50,5 @@ def batches_of(
         batch_size=batch[0],
         batch_tokens=batch[1],
         cursor=cursor,
+        check=check,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 from luthier.data.batch import Drawn
 from luthier.data.mix import chosen, windowed
 from luthier.data.report import DataReport
-from luthier.data.store import Header, SourceInfo, memory_store
+from luthier.data.store import Header, SourceInfo, TokenStore, memory_store
 from luthier.data.stream import SourceStream, Unit
 from luthier.errors import UserError
 from luthier.recipe.schema import Data
@@ -109,6 +109,7 @@ class StreamBatches:
         batch_size: units a step, or
         batch_tokens: tokens a step, at least.
         cursor: to go on from.
+        check: looks at each batch; what it raises is raised where the batch is asked for.
 
     Attributes:
         counts: of each source, what was counted up to the last step that was asked for.
@@ -126,11 +127,12 @@ class StreamBatches:
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         cursor: Mapping[str, Any] | None = None,
+        check: Callable[[TokenStore], None] | None = None,
     ) -> None:
         if (batch_size is None) == (batch_tokens is None):
             raise ValueError("give batch_size or batch_tokens")
         self._stream, self._header, self._window, self._seed = mixed, header, window, seed
-        self._batch_size, self._batch_tokens = batch_size, batch_tokens
+        self._batch_size, self._batch_tokens, self._check = batch_size, batch_tokens, check
         self.mixed = len(header.sources) > 1
         self._cursor = dict(cursor) if cursor else {"step": 0, "epoch": 0, "first": 0, "used": 0}
         self.counts: list[Counter[str]] = [Counter() for _ in header.sources]
@@ -256,6 +258,8 @@ class StreamBatches:
         files = tuple(made.origin.file for _, _, made, _ in rows)
         sources = tuple(replace(source, files=files) for source in self._header.sources)
         store = memory_store(replace(self._header, sources=sources), columns)
+        if self._check is not None:
+            self._check(store)
         return Drawn(store, numbers, np.array(columns["example"], np.int64) << 32 | numbers, len(units))
 
 

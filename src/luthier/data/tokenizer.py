@@ -50,8 +50,9 @@ class LibraryBackend:
 
     @property
     def vocab_size(self) -> int:
-        """Ids in all, special tokens included."""
-        return self.rust.get_vocab_size(with_added_tokens=True)
+        """Ids in all, special tokens included, and those left out between them."""
+        added = self.rust.get_added_tokens_decoder()
+        return max(self.rust.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[Encoded]:
         """Ids and offsets of each text. The library fixes its number of threads at the first call in a process."""
@@ -153,7 +154,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids in all, special tokens included."""
+        """Ids in all, special tokens included: the rows that embeddings need."""
         return self._backend.vocab_size
 
     @property

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from luthier.data.vocabulary import without_embedding
 from luthier.errors import UserError
 from luthier.generation.cache import RowCache
 from luthier.generation.sampling import Decoding, choose
 from luthier.generation.text import Decodes, TextStream
 from luthier.models.adapters.prompts import prefix_length
+from luthier.models.loading import embedding_rows
 from luthier.models.rope import reach
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ class Decoder:
         self._cache = RowCache(model)
         self._count = slots if self._cache.batched else 1
         self._context = context_length(model)
+        self._rows = embedding_rows(model.config)
         self._queue: deque[Request] = deque()
         self._slots: list[_Slot] = []
         self._logits: list[Tensor] = []
@@ -116,7 +119,7 @@ class Decoder:
         """Put a request into the queue.
 
         Raises:
-            UserError: the prompt is empty, or leaves no room in the model's context.
+            UserError: the prompt is empty, leaves no room in the model's context, or has a token that the model does not know.
         """
         if not request.prompt:
             raise UserError("the prompt is empty")
@@ -125,6 +128,8 @@ class Decoder:
                 f"the prompt has {len(request.prompt)} tokens, the model's context is {self._context}",
                 hint="Shorten the prompt or the conversation.",
             )
+        if self._rows is not None and (token := max(request.prompt)) >= self._rows:
+            raise without_embedding(token, self._tokenizer.decode([token], skip_special=False), self._rows, "the prompt")
         self._queue.append(request)
 
     def run(self) -> Iterator[Piece]:

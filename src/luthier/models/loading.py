@@ -151,6 +151,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
+def embedding_rows(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model has embeddings for, as its config says; None where it does not."""
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
 def check_weights(folder: Path) -> None:
     """Refuse a folder without safetensors, or one whose index names files that are not there.
 

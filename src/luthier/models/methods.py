@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from luthier.errors import UserError
 from luthier.models.adapters import borrowed
 from luthier.models.adapters.config import check_names
-from luthier.models.adapters.format import kind_of
+from luthier.models.adapters.format import kind_of, read_config
 from luthier.models.adapters.merge import merge
+from luthier.models.adapters.tokens import room_needed
 from luthier.models.checkpointing import decoder_layers
 from luthier.models.expand import expand
 from luthier.models.legacy.names import modern_names
@@ -110,6 +111,15 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         borrowed.load(model, folder)
     else:
         load_low_rank(model, folder)
+
+
+def rows_needed(folder: Path) -> int:
+    """Rows of the embeddings that the tokens of an adapter need, whose folder is given; 0 where it has none of its own.
+
+    Raises:
+        UserError: no adapter there, or one that Luthier does not read.
+    """
+    return 0 if kind_of(folder) in borrowed.KINDS else room_needed(read_config(folder))
 
 
 def trainable(model: nn.Module, notes: tuple[str, ...] = (), rates: Mapping[str, float] | None = None) -> Trainable:

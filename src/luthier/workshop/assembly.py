@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from luthier.data.prepare import Dataset, Progress, prepare
 from luthier.data.preview import coloured
 from luthier.data.stream_batches import StreamBatches
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.data.vocabulary import check_store
 from luthier.engine.groups import Roles
 from luthier.engine.optim import Optimizer
 from luthier.engine.optimizers import kind_of
@@ -36,9 +38,9 @@ from luthier.models.adapters.tokens import make_room
 from luthier.models.checkpointing import set_checkpointing
 from luthier.models.float8 import check_float8, to_float8
 from luthier.models.hub import fetch
-from luthier.models.loading import check_weights, load_model, read_config
+from luthier.models.loading import check_weights, embedding_rows, load_model, read_config
 from luthier.models.low_rank import allocator_of
-from luthier.models.methods import apply_method
+from luthier.models.methods import apply_method, rows_needed
 from luthier.models.policy import Policy
 from luthier.models.rope import reach
 from luthier.objectives import OBJECTIVES, Objective
@@ -112,7 +114,9 @@ def assemble(
         watchers.note(template.note)
     if stage != "pt" and (warning := served_otherwise(template, tokenizer)):
         watchers.note(warning)
-    batches = batches_of(dataset, recipe, batch, cursor)
+    known = partial(check_store, tokenizer=tokenizer, rows=_rows(recipe, folder, tokenizer))
+    known(dataset.store)
+    batches = batches_of(dataset, recipe, batch, cursor, known)
     _introduce(dataset, batches, tokenizer, watchers)
     model = load_model(section, dtype=DTYPES[precision], device=world.device)
     policy = _policy(recipe, model, tokenizer, batches, saved)
@@ -212,6 +216,16 @@ def _ids(tokenizer: Tokenizer, new: tuple[str, ...], wanted: tuple[str, ...]) ->
             )
         found.add(ids[0])
     return tuple(sorted(found))
+
+
+def _rows(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> int | None:
+    """Tokens that the model in `folder` will have embeddings for when it is trained."""
+    section = recipe.model
+    rows = embedding_rows(read_config(folder))
+    if rows is None:
+        return None
+    new = tokenizer.vocab_size if section.new_tokens else 0
+    return max(rows, new, rows_needed(fetch(section.adapter, hub=section.hub)) if section.adapter else 0)
 
 
 def _first(batches: Batches) -> Iterator[Drawn]:

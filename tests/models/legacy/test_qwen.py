@@ -9,8 +9,7 @@ from unicodedata import normalize
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 import luthier.models
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
@@ -22,11 +21,7 @@ from luthier.models.legacy.command import convert_folder
 from luthier.models.methods import apply_method
 from luthier.recipe.schema import LoRA
 from tests.models.legacy.cases import copy_of, expected, fixture
-
-GROUP = 8
-"""Inputs that share a scale; 128 in published files."""
-WORD = 8
-"""Numbers of four bits in an int32."""
+from tests.models.legacy.gptq import in_four_bits, meant
 
 
 @pytest.fixture
@@ -72,55 +67,11 @@ def test_text_is_composed_first_and_offsets_point_into_the_text_as_it_was(tokeni
         assert "\ufffd" in piece or piece in normalize("NFC", text[start:end])
 
 
-def four_bits(weight: Tensor) -> dict[str, Tensor]:
-    """A layer as AutoGPTQ stores it, written out number by number."""
-    outputs, inputs = weight.shape
-    groups = inputs // GROUP
-    blocks = weight.T.reshape(groups, GROUP, outputs)
-    scales = ((blocks.amax(1) - blocks.amin(1)) / 15).half()
-    zeros = (-blocks.amin(1) / scales).round().clamp(0, 15).int()
-    numbers = (blocks / scales[:, None] + zeros[:, None]).round().clamp(0, 15).int().reshape(inputs, outputs)
-    qweight = torch.zeros(inputs // WORD, outputs, dtype=torch.int64)
-    for row in range(inputs):
-        qweight[row // WORD] |= numbers[row].long() << (4 * (row % WORD))
-    qzeros = torch.zeros(groups, outputs // WORD, dtype=torch.int64)
-    for column in range(outputs):
-        qzeros[:, column // WORD] |= ((zeros[:, column].long() - 1) % 16) << (4 * (column % WORD))
-    packed = {name: (value - (value >= 2**31) * 2**32).int() for name, value in (("qweight", qweight), ("qzeros", qzeros))}
-    return packed | {"scales": scales, "g_idx": torch.arange(inputs, dtype=torch.int32) // GROUP}
-
-
-def meant(layer: dict[str, Tensor]) -> Tensor:
-    """The weight that a stored layer stands for, read number by number."""
-    inputs, outputs = len(layer["g_idx"]), layer["scales"].shape[1]
-    weight = torch.zeros(outputs, inputs)
-    for i in range(inputs):
-        group = int(layer["g_idx"][i])
-        q = (layer["qweight"][i // WORD].long() >> (4 * (i % WORD))) & 15
-        z = torch.stack([((layer["qzeros"][group, o // WORD].long() >> (4 * (o % WORD))) & 15) + 1 for o in range(outputs)]) & 15
-        weight[:, i] = layer["scales"][group].float() * (q - z)
-    return weight
-
-
 @pytest.fixture
 def quantised(source: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A checkpoint in AutoGPTQ's layout, and a plain one with the very weights that it stands for."""
     packed, plain = copy_of(source, tmp_path / "Qwen-1_8B-Chat-Int4"), copy_of(source, tmp_path / "plain")
-    weights = load_file(source / "model.safetensors")
-    stored = dict(weights)
-    for name in [name for name in weights if ".attn.c_" in name or ".mlp." in name]:
-        if name.endswith(".weight"):
-            layer = four_bits(weights[name])
-            stored |= {f"{name.removesuffix('weight')}{part}": value for part, value in layer.items()}
-            weights[name] = meant(layer)
-            del stored[name]
-            if "c_attn" not in name:
-                stored[f"{name.removesuffix('weight')}bias"] = torch.zeros(len(weights[name]))  # as AutoGPTQ wrote them
-    config = json.loads((source / "config.json").read_text())
-    settings = {"bits": 4, "group_size": GROUP, "desc_act": False, "sym": True, "damp_percent": 0.01, "quant_method": "gptq"}
-    (packed / "config.json").write_text(json.dumps(config | {"quantization_config": settings, "fp16": True}))
-    save_file(stored, packed / "model.safetensors")
-    save_file(weights, plain / "model.safetensors")
+    in_four_bits(source, packed, plain)
     return packed, plain
 
 
