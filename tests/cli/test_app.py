@@ -119,3 +119,10 @@ def test_another_rank_lets_rank_0_speak_first(monkeypatch: pytest.MonkeyPatch, c
     assert run(["show", "nothing-of-that-name"]) == 2
     assert naps == [module.RANK_GRACE]
     assert capsys.readouterr().err.startswith("rank 1: error: there is no run")
+
+
+def test_half_a_character_is_printed_as_its_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file may hold half of a surrogate pair, and a message may quote it."""
+    run(["--version"])
+    print("\ud83d")
+    assert "\\ud83d" in capsys.readouterr().out

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -91,6 +92,7 @@ adapters_app.command("import")(import_)
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; returns the exit code. Bugs pass through as the exceptions they are."""
     rank = int(os.environ.get("RANK", "0"))
+    _print_anything()
     try:
         ended = app(list(arguments), prog_name="luthier", standalone_mode=False)
         return ended if isinstance(ended, int) else EXIT_DONE
@@ -115,6 +117,13 @@ def run(arguments: Sequence[str]) -> int:
         place = f" ({name})" if (name := getattr(error, "filename", None)) else ""
         print(f"error: the disk is full{place}. What was saved before is intact; make room and go on.", file=sys.stderr)
         return EXIT_BUG
+
+
+def _print_anything() -> None:
+    """Let a character that cannot be encoded (half of a surrogate pair in a file, or any in a C locale) be printed as its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _tell(message: str, rank: int) -> int:
