@@ -29,7 +29,7 @@ from luthier.models.linear import quantised_layers, shape_of, stored_bytes
 from luthier.models.loading import load_model
 from luthier.models.methods import load_adapter
 from luthier.models.policy import Policy
-from luthier.objectives import OBJECTIVES
+from luthier.objectives import LIKELIHOOD
 from luthier.recipe.load import recipe_from
 from luthier.recipe.schema import Model, Recipe
 from luthier.workshop.assembly import prepare_data
@@ -124,7 +124,7 @@ def _perplexity(recipe: Recipe, model: Model, adapter: Path | None = None) -> fl
     assert dataset.validation is not None
     measured = evaluate(
         policy,
-        OBJECTIVES["sft"],
+        LIKELIHOOD,
         dataset.store,
         dataset.validation,
         micro_batch_tokens=1024,

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class Batch:
         label: int64 [S], chosen 1, rejected 0, or -1 where it has no meaning.
         segment_ids: int64 [S], rows of the store.
         max_length: longest segment in tokens.
+        columns: further numbers by name, one for each target [R] or for each segment [S].
     """
 
     tokens: torch.Tensor
@@ -58,13 +60,16 @@ class Batch:
     label: torch.Tensor
     segment_ids: torch.Tensor
     max_length: int
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device` (itself when it is there already)."""
         if self.tokens.device == device:
             return self
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "max_length"}
-        return replace(self, **moved)
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("max_length", "columns")}
+        moved = {name: column.to(device, non_blocking=True) for name, column in own.items()}
+        columns = {name: column.to(device, non_blocking=True) for name, column in self.columns.items()}
+        return replace(self, **moved, columns=columns)
 
     def __len__(self) -> int:
         """Number of tokens T."""
@@ -79,12 +84,16 @@ class Drawn(NamedTuple):
         segments: int64 [S], rows of the store.
         groups: int64 [S], group of each segment. A unit that is drawn twice is two groups.
         units: how many units they are.
+        of_tokens: further numbers by name, one for each token of the store [N]; a batch has those of its targets.
+        of_segments: the same, one for each of these segments [S].
     """
 
     store: TokenStore
     segments: NDArray[np.int64]
     groups: NDArray[np.int64]
     units: int
+    of_tokens: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    of_segments: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -93,7 +102,14 @@ class Drawn(NamedTuple):
 
     def batch(self, places: NDArray[np.integer]) -> Batch:
         """The segments at these places (0…S-1), end to end."""
-        return make_batch(self.store, self.segments[places], self.groups[places])
+        batch = make_batch(self.store, self.segments[places], self.groups[places])
+        if not self.of_tokens and not self.of_segments:
+            return batch
+        begins = self.store.offsets[self.segments[places]] - batch.cu_seqlens[:-1].numpy()
+        targets = batch.targets.numpy() + begins[batch.target_segments.numpy()]  # where they lie in the store
+        found = {name: column[targets] for name, column in self.of_tokens.items()}
+        found |= {name: column[places] for name, column in self.of_segments.items()}
+        return replace(batch, columns={name: torch.from_numpy(np.asarray(column)) for name, column in found.items()})
 
 
 def make_batch(

@@ -20,6 +20,9 @@ learn to stop after an answer that it has not seen whole.
 The first token of what is left has nothing before it, so it is never learnt. An example of which a cut leaves nothing to learn is
 left out and counted; one that had nothing to learn to begin with is a mistake in the data.
 
+A preference is two segments, the better and the worse answer behind the same prompt; both lose the same exchanges, and both or none
+are kept. A prompt is one segment of which nothing is learnt; the answer will be the model's own, so a prompt is never cut.
+
 For pre-training a document is its tokens and the end-of-text token (after a beginning-of-text token where the tokenizer opens texts
 with one), split into chunks of `max_length`.
 """
@@ -38,14 +41,18 @@ from luthier.chat.ladder import Span
 from luthier.chat.template import TrainOn
 from luthier.chat.thinking import Thinking
 from luthier.data.control_tokens import ControlTokens
-from luthier.data.examples import Conversation, Document, Example
+from luthier.data.examples import Conversation, Document, Example, Feedback, Preference, Prompt
 from luthier.data.problems import RowError
-from luthier.data.texts import Text, supervised
+from luthier.data.sides import Side, sides_of
+from luthier.data.texts import Text, supervised, written
 from luthier.data.tokenizer import Encoded, Tokenizer
 from luthier.data.truncate import droppable, fewest_dropped, shared_out, without_oldest
 
-ENCODER_VERSION = 5
+ENCODER_VERSION = 6
 """Raised when the same example would become other tokens or weights; part of a store's key."""
+
+PROMPT = "prompt"
+"""In place of a rung: nothing of the text is learnt."""
 
 Truncation = Literal["turns", "end", "start", "drop", "infer_seqlen"]
 
@@ -55,7 +62,7 @@ class Settings:
     """What decides how an example becomes segments.
 
     Args:
-        stage: `pt` or `sft`.
+        stage: `pt`, `sft`, `dpo` ….
         max_length: longest segment, in tokens.
         train_on: `assistant`, `all` or `last`.
         truncate: what is left of a conversation beyond `max_length`, see above.
@@ -81,12 +88,14 @@ class Piece(NamedTuple):
         weight: float16 [T].
         rung: how the mask was found.
         truncated: it was cut.
+        label: as of its text.
     """
 
     tokens: NDArray[np.int32]
     weight: NDArray[np.float16]
     rung: str
     truncated: bool
+    label: int = -1
 
 
 class Encoder:
@@ -136,8 +145,10 @@ class Encoder:
         """
         limit = self.settings.max_length
         fit = all(len(tokens.ids) <= limit for tokens in encoded)
-        if self.settings.truncate != "turns" or fit or not isinstance(example, Conversation):
+        if self.settings.truncate != "turns" or fit or isinstance(example, Document | Prompt):
             return texts, encoded, 0
+        if not isinstance(example, Conversation):
+            return self._shortened_sides(sides_of(example), texts, encoded)
         if len(texts) == 1:
             return self._without_oldest(example, self.settings.train_on, texts, encoded)
         learnt = [
@@ -152,6 +163,24 @@ class Encoder:
             kept[1].extend(theirs)
             dropped += count
         return *kept, dropped
+
+    def _shortened_sides(
+        self, sides: Sequence[Side], texts: Sequence[Text], encoded: Sequence[Encoded]
+    ) -> tuple[Sequence[Text], Sequence[Encoded], int]:
+        """As `shortened`, for a preference or feedback: all sides lose as many exchanges as the one that has to lose most."""
+        lost = [
+            self._without_oldest(side.conversation, "assistant", [item], [tokens])[2]
+            for side, item, tokens in zip(sides, texts, encoded, strict=True)
+        ]
+        if not (count := max(lost)):
+            return texts, encoded, 0
+        rest = [
+            self._side(
+                side._replace(conversation=replace(side.conversation, messages=without_oldest(side.conversation.messages, count)))
+            )
+            for side in sides
+        ]
+        return rest, self.encode(rest), count
 
     def _without_oldest(
         self, example: Conversation, train_on: TrainOn, texts: Sequence[Text], encoded: Sequence[Encoded]
@@ -182,13 +211,17 @@ class Encoder:
             if not (chunks := list(self._chunks(encoded[0]))):
                 raise RowError("one token alone has nothing to learn")
             return chunks
+        if texts[0].rung == PROMPT:
+            fits = len(encoded[0].ids) <= self.settings.max_length
+            return [Piece(encoded[0].ids, np.zeros(len(encoded[0].ids), np.float16), PROMPT, False)] if fits else None
         weights = [weigh(tokens, item.spans) for item, tokens in zip(texts, encoded, strict=True)]
         if not any(weight[1:].any() for weight in weights):
             raise RowError("no token of it would be learnt")
         pieces = [self._piece(*parts) for parts in zip(texts, encoded, weights, strict=True)]
         if self.settings.truncate == "drop" and any(piece.truncated for piece in pieces):
             return None
-        return [piece for piece in pieces if piece.weight.any()] or None
+        kept = [piece for piece in pieces if piece.weight.any()]
+        return kept if len(kept) == len(pieces) or (kept and texts[0].label < 0) else None
 
     def _texts(self, example: Example) -> list[Text]:
         if isinstance(example, Document):
@@ -196,8 +229,10 @@ class Encoder:
                 raise RowError("the text is empty")
             letters = self._control.places(example.text) if self.settings.control_tokens == "text" else ()
             return [Text(example.text, (), "all", letters=letters)]
-        if not isinstance(example, Conversation):
-            raise TypeError(f"stage {self.settings.stage} cannot learn from a {type(example).__name__}")
+        if isinstance(example, Prompt):
+            return [self._prompt(example)]
+        if isinstance(example, Preference | Feedback):
+            return [self._side(side) for side in sides_of(example)]
         texts = self._supervised(example, self.settings.train_on)
         if self.settings.truncate != "infer_seqlen":
             return texts
@@ -205,6 +240,22 @@ class Encoder:
         if len(whole) == len(texts) == 1 and whole[0].text == texts[0].text:
             return [texts[0]._replace(answers=whole[0].spans)]
         return [item._replace(answers=item.spans) for item in texts]
+
+    def _prompt(self, example: Prompt) -> Text:
+        """A prompt up to where the answer begins."""
+        assert self.template is not None
+        try:
+            text, letters = written(self.template, self._control, example.messages, example.tools)
+        except TemplateRefused as error:
+            raise RowError(f"the template refuses it: {error}") from error
+        return Text(text, (), PROMPT, letters=letters)
+
+    def _side(self, side: Side) -> Text:
+        """One conversation of a preference or feedback, in one segment."""
+        found = self._supervised(side.conversation, "assistant")
+        if len(found) > 1:
+            raise RowError("the template rewrites earlier answers, so a continuation of several answers cannot be scored as one")
+        return found[0]._replace(label=side.label, answers=found[0].spans)
 
     def _supervised(self, example: Conversation, train_on: TrainOn) -> list[Text]:
         """What the template writes, and what of it is learnt."""
@@ -229,7 +280,7 @@ class Encoder:
                 self._forget_lost_end(item, encoded, limit, weight)
         half = weight[kept].astype(np.float16)
         half[:1] = 0
-        return Piece(encoded.ids[kept], half, item.rung, length > limit)
+        return Piece(encoded.ids[kept], half, item.rung, length > limit, item.label)
 
     def _shares(self, item: Text, encoded: Encoded, weight: NDArray[np.float32]) -> NDArray[np.int64]:
         """The tokens that `infer_seqlen` keeps; an answer that it cuts does not learn to end."""

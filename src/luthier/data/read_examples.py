@@ -7,6 +7,7 @@ depends on what is learnt: `{"text": …, "instruction": …}` is a document for
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -18,11 +19,9 @@ from luthier.data.problems import Problems, RowError, RowProblem
 from luthier.data.read_json import Row
 from luthier.data.registry import resolve
 from luthier.data.sources import rows_of, title_of
+from luthier.data.wanted import WANTED, Wanted
 from luthier.errors import UserError, did_you_mean
 from luthier.recipe.schema import Source
-
-WANTED: dict[str, type[Example]] = {"pt": Document, "sft": Conversation}
-"""Stage → the kind of example it learns from."""
 
 _LOOKED_AT = 100
 _WORDS: dict[type[Example], str] = {
@@ -56,7 +55,7 @@ def read_examples(
     Args:
         source: file, format and columns; at most `max_examples` are read.
         problems: takes every bad row.
-        stage: `pt`, `sft`; None takes examples of any kind.
+        stage: `sft`, `dpo`, …; None takes examples of any kind.
         system: system prompt for conversations that bring none.
         fill: fills placeholders.
         rows: to be read in place of all rows of the source.
@@ -71,8 +70,7 @@ def read_examples(
     count = 0
     for origin, row in rows:
         try:
-            examples = parse(chosen, row, origin, source.columns)
-            _check_kinds(examples, stage, first=not count)
+            examples = _wanted(parse(chosen, row, origin, source.columns), stage, first=not count)
         except RowError as error:
             problems.add(origin, str(error), fatal=isinstance(row, RowProblem) and row.fatal)
             continue
@@ -142,35 +140,54 @@ def _candidates(source: Source, stage: str | None) -> list[Format]:
         hint = did_you_mean(strange, known) if strange else "Set `format`; `columns` maps the names of that format to yours."
         raise UserError(f"`columns`: {what}", where=title_of(source), hint=hint)
     wanted = WANTED.get(stage) if stage else None
-    only = (Document,)  # a format of nothing but documents stands before those that can be documents as well
-    return sorted(
-        having, key=lambda each: wanted is not None and (wanted not in each.MAKES, wanted in only and only != each.MAKES)
-    )
+    return sorted(having, key=lambda each: _fitness(each, wanted)) if wanted else having
+
+
+def _fitness(candidate: Format, wanted: Wanted) -> tuple[bool, bool, bool]:
+    """How a format is placed among others: what makes the wanted kind, then what can become it, then the rest.
+
+    A format of nothing but documents stands before those that can be documents as well.
+    """
+    only = (Document,)
+    makes = any(kind in candidate.MAKES for kind in wanted.kinds)
+    return not makes, wanted.kind not in candidate.MAKES, wanted.kind in only and only != candidate.MAKES
 
 
 def _with_system(example: Example, system: str) -> Example:
-    if not isinstance(example, Conversation) or example.messages[0]["role"] == "system":
+    if isinstance(example, Document):
         return example
-    return Conversation(({"role": "system", "content": system}, *example.messages), example.origin, example.tools)
+    message = {"role": "system", "content": system}
+    if isinstance(example, Preference):
+        bare = not example.prompt or example.prompt[0]["role"] != "system"
+        return replace(example, prompt=(message, *example.prompt)) if bare else example
+    return replace(example, messages=(message, *example.messages)) if example.messages[0]["role"] != "system" else example
 
 
 def _check_stage(chosen: Format, source: Source, stage: str | None) -> None:
-    if stage is None or WANTED[stage] in chosen.MAKES:
+    if stage is None or any(kind in chosen.MAKES for kind in WANTED[stage].kinds):
         return
     if chosen is FORMATS["text"]:
         what = f"plain text has no answers to learn in stage `{stage}`"
         raise UserError(what, where=title_of(source), hint="Use `stage: pt`, or data with questions and answers.")
-    hint = "Use `stage: sft`, or name the column to read: `columns: {text: output}`."
-    raise UserError(f"holds `{chosen.NAME}` conversations, but stage `pt` reads text", where=title_of(source), hint=hint)
+    if stage == "pt":
+        hint = "Use `stage: sft`, or name the column to read: `columns: {text: output}`."
+        raise UserError(f"holds `{chosen.NAME}` conversations, but stage `pt` reads text", where=title_of(source), hint=hint)
+    makes = " or ".join(_PLURALS[kind] for kind in chosen.MAKES)
+    what = f"rows of format `{chosen.NAME}` are {makes}, but stage `{stage}` learns from {_PLURALS[WANTED[stage].kind]}"
+    raise UserError(what, where=title_of(source), hint="Use other data, or another stage.")
 
 
-def _check_kinds(examples: Sequence[Example], stage: str | None, *, first: bool) -> None:
-    """Refuse what the stage cannot learn from: the source if it begins so, else the row."""
-    for example in examples if stage else ():
-        if not isinstance(example, WANTED[stage or ""]):
-            what = f"the row is {_WORDS[type(example)]}, but stage `{stage}` learns from {_PLURALS[WANTED[stage or '']]}"
+def _wanted(examples: Sequence[Example], stage: str | None, *, first: bool) -> Sequence[Example]:
+    """The examples as the stage wants them. What it cannot learn from is refused: the source if it begins so, else the row."""
+    if stage is None:
+        return examples
+    wanted = WANTED[stage]
+    for example in examples:
+        if not isinstance(example, wanted.kinds):
+            what = f"the row is {_WORDS[type(example)]}, but stage `{stage}` learns from {_PLURALS[wanted.kind]}"
             hint = "If that is not what it means, set `columns: {label: ''}`." if isinstance(example, Feedback) else None
             raise UserError(what, where=str(example.origin), hint=hint) if first else RowError(what)
+    return [made for example in examples for made in wanted.of(example)]
 
 
 def check_columns(chosen: Format, source: Source) -> None:

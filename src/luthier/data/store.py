@@ -18,6 +18,9 @@ Per segment (S in all):
 - `file` int32 [S]: index into the files of its source, `header.sources[source].files`.
 - `line` int32 [S]: line of the example in its file.
 - `label` int8 [S]: preference: 1 chosen, 0 rejected; feedback: 1 liked, 0 not; else -1.
+- `payload_ends` int64 [S]: where its payload ends; nearly always there is none.
+
+Besides, `payload` uint8: what prompts bring that is not tokens, such as the answer that a reward compares with, as JSON.
 
 `header.json` carries the format version and is written last: a folder without it is not a store. A store of another version is
 refused; `prepare` then builds a new one, since the version is part of the key it looks for.
@@ -39,13 +42,13 @@ from luthier import faults
 from luthier.errors import UserError
 from luthier.files import write_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when the columns or their meaning change."""
 
 HEADER = "header.json"
 PER_TOKEN = {"tokens": "<i4", "weight": "<f2"}
 PER_SEGMENT = {"example": "<i4", "source": "<i2", "group": "<i4", "file": "<i4", "line": "<i4", "label": "|i1"}
-COLUMNS = {**PER_TOKEN, "offsets": "<i8", **PER_SEGMENT}
+COLUMNS = {**PER_TOKEN, "offsets": "<i8", **PER_SEGMENT, "payload_ends": "<i8", "payload": "|u1"}
 """Column name → numpy dtype. Each lies in `<name>.bin`."""
 
 
@@ -61,6 +64,7 @@ class Segment(NamedTuple):
         line: line of the example in its file.
         label: 1 or 0 for preference and feedback, else -1.
         file: number of that file in its source.
+        payload: what a prompt brings besides tokens, as JSON.
     """
 
     tokens: NDArray[np.int32]
@@ -71,6 +75,7 @@ class Segment(NamedTuple):
     line: int
     label: int = -1
     file: int = 0
+    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ class Header:
         rungs: rung of the mask ladder → segments that were masked by it.
         bad: what was wrong with the rows that were skipped, one line for each kind.
         places: of what is counted as `empty` and `letters`, the first place.
+        payload: bytes of all payloads.
         version: format version.
     """
 
@@ -124,6 +130,7 @@ class Header:
     rungs: Mapping[str, int] = field(default_factory=dict)
     bad: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
+    payload: int = 0
     version: int = FORMAT_VERSION
 
     @classmethod
@@ -153,7 +160,7 @@ class TokenStore:
     Attributes:
         folder: where it lies.
         header: what it says about itself.
-        tokens, weight, offsets, example, source, group, file, line, label: the columns, as described above.
+        tokens, weight, offsets, example, source, group, file, line, label, payload_ends, payload: the columns, as described above.
     """
 
     tokens: NDArray[np.int32]
@@ -165,6 +172,8 @@ class TokenStore:
     file: NDArray[np.int32]
     line: NDArray[np.int32]
     label: NDArray[np.int8]
+    payload_ends: NDArray[np.int64]
+    payload: NDArray[np.uint8]
 
     def __init__(self, folder: Path, header: Header, columns: Mapping[str, NDArray[Any]]) -> None:
         self.folder, self.header = folder, header
@@ -210,6 +219,13 @@ class TokenStore:
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return self.tokens[span], self.weight[span]
 
+    def brought(self, index: int) -> dict[str, Any]:
+        """What segment `index` brought besides tokens; empty for all but prompts."""
+        begin = int(self.payload_ends[index - 1]) if index else 0
+        raw = self.payload[begin : int(self.payload_ends[index])].tobytes()
+        found: dict[str, Any] = json.loads(raw) if raw else {}
+        return found
+
     def name_sources(self, names: Iterable[tuple[str, Sequence[str]]]) -> None:
         """Call the sources and their files by these names, in their order: the same content may lie elsewhere than it did.
 
@@ -230,9 +246,11 @@ class TokenStore:
 
 
 def memory_store(header: Header, columns: Mapping[str, Any]) -> TokenStore:
-    """A store that lies in memory; its header is completed by the sizes."""
-    typed = {name: np.asarray(columns[name], dtype=dtype) for name, dtype in COLUMNS.items()}
-    return TokenStore(Path(), replace(header, segments=len(typed["source"]), tokens=len(typed["tokens"])), typed)
+    """A store that lies in memory, without payload unless it is given; its header is completed by the sizes."""
+    none = {"payload_ends": np.zeros(len(columns["source"])), "payload": []}
+    typed = {name: np.asarray((none | dict(columns))[name], dtype=dtype) for name, dtype in COLUMNS.items()}
+    rows, tokens, payload = (len(typed[name]) for name in ("source", "tokens", "payload"))
+    return TokenStore(Path(), replace(header, segments=rows, tokens=tokens, payload=payload), typed)
 
 
 def empty_store(stage: str, max_length: int) -> TokenStore:
@@ -250,6 +268,8 @@ def _short_names(files: Sequence[str]) -> list[str]:
 def _rows(name: str, header: Header) -> int:
     if name in PER_TOKEN:
         return header.tokens
+    if name == "payload":
+        return header.payload
     return header.segments + (name == "offsets")
 
 
@@ -275,7 +295,7 @@ class StoreWriter:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
-        self.segments = self.tokens = 0
+        self.segments = self.tokens = self.payload = 0
         self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("wb") for name in COLUMNS}
         self._put("offsets", [0])
 
@@ -298,14 +318,17 @@ class StoreWriter:
         self._put("offsets", ends)
         for name in PER_SEGMENT:
             self._put(name, [getattr(segment, name) for segment in batch])
+        payload_ends = self.payload + np.cumsum([len(segment.payload) for segment in batch])
+        self._put("payload_ends", payload_ends)
+        self._put("payload", np.frombuffer(b"".join(segment.payload for segment in batch), np.uint8))
         self.segments += len(batch)
-        self.tokens = int(ends[-1])
+        self.tokens, self.payload = int(ends[-1]), int(payload_ends[-1])
 
     def close(self, header: Header) -> None:
         """Flush the columns and write the header, which makes the folder a store."""
         for file in self._files.values():
             file.close()
-        if (header.segments, header.tokens) != (self.segments, self.tokens):
+        if (header.segments, header.tokens, header.payload) != (self.segments, self.tokens, self.payload):
             raise ValueError("the header does not count what was written")
         write_json(self.folder / HEADER, asdict(header))
 

@@ -244,23 +244,26 @@ class StreamBatches:
         rows = [(unit, source, made, piece) for unit, (source, made) in enumerate(units) for piece in made.pieces]
         lengths = [len(piece.tokens) for *_, piece in rows]
         numbers = np.arange(len(rows))
+        units_of = np.array([unit for unit, *_ in rows], np.int64)
+        labels = np.array([piece.label for *_, piece in rows])
+        groups = np.where(labels >= 0, np.searchsorted(units_of, units_of), numbers)  # the two sides of a pair stay together
         columns: dict[str, Any] = {
             "tokens": np.concatenate([piece.tokens for *_, piece in rows]),
             "weight": np.concatenate([piece.weight for *_, piece in rows]),
             "offsets": np.concatenate([[0], np.cumsum(lengths)]),
-            "example": [unit for unit, *_ in rows],
+            "example": units_of,
             "source": [source for _, source, *_ in rows],
-            "group": numbers,
+            "group": groups,
             "file": numbers,
             "line": [made.origin.line for _, _, made, _ in rows],
-            "label": np.full(len(rows), -1),
+            "label": labels,
         }
         files = tuple(made.origin.file for _, _, made, _ in rows)
         sources = tuple(replace(source, files=files) for source in self._header.sources)
         store = memory_store(replace(self._header, sources=sources), columns)
         if self._check is not None:
             self._check(store)
-        return Drawn(store, numbers, np.array(columns["example"], np.int64) << 32 | numbers, len(units))
+        return Drawn(store, numbers, units_of << 32 | groups, len(units))
 
 
 def stream_header(stage: str, template: str | None, max_length: int, sources: Sequence[str]) -> Header:

@@ -28,6 +28,7 @@ class Text(NamedTuple):
         rung: how the template found them.
         answers: where `infer_seqlen` finds the answers, learnt or not.
         letters: places where control tokens are written that are letters.
+        label: of a preference 1 for the better answer and 0 for the worse one, of feedback 1 for liked and 0 for not, else -1.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Text(NamedTuple):
     rung: str
     answers: tuple[Span, ...] = ()
     letters: tuple[Place, ...] = ()
+    label: int = -1
 
 
 def supervised(

@@ -1,39 +1,46 @@
-"""Measure a policy on held-out units: mean loss per supervised token, perplexity, share of tokens it would have chosen."""
+"""Measure a policy on held-out units: mean loss, perplexity where the loss is a likelihood, and what the objective tells besides."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from luthier.data.batch import lay_out, make_batch
+from luthier.data.batch import Drawn
 from luthier.data.store import TokenStore
 from luthier.data.units import Units
 from luthier.engine.parallel import World
+from luthier.engine.passes import batches_of_passes, denominators_of, looked_at, scored
+from luthier.engine.reference import Reference
+from luthier.generation.decode import evaluating
 from luthier.models.policy import Policy
-from luthier.objectives import Objective, score
+from luthier.objectives import LIKELIHOOD, Objective
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Means over all supervised tokens of the validation units.
+    """Means over the validation units, by the objective's own denominator.
 
     Attributes:
-        loss: in nats.
-        perplexity: exp(loss).
-        accuracy: 0…1.
-        tokens: supervised tokens measured.
+        loss: of the objective; in nats per token where it is a likelihood.
+        perplexity: exp(loss) of a likelihood, else None.
+        metrics: what the objective tells, by name.
         sources: loss of each source, where there are several.
     """
 
     loss: float
-    perplexity: float
-    accuracy: float
-    tokens: int
+    perplexity: float | None
+    metrics: Mapping[str, float]
     sources: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of tokens, pairs or examples that it is right about, where the objective tells it."""
+        return self.metrics.get("accuracy")
 
 
 @torch.no_grad()
@@ -46,29 +53,27 @@ def evaluate(
     micro_batch_tokens: int,
     packing: bool,
     world: World,
+    reference: Reference | None = None,
 ) -> Measured:
     """Evaluate `units`; every rank takes a share, and all return the same numbers."""
     segments = np.unique(units.segments).astype(np.int64)
-    mine = lay_out(
-        segments, store.lengths[segments], store.group[segments], micro_batch_tokens=micro_batch_tokens, ranks=world.size
-    )[world.rank]
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    by_source = torch.zeros(2, len(store.header.sources), dtype=torch.float64, device=world.device)
-    was_training = policy.model.training
-    policy.model.eval()
-    for rows in mine:
-        if not len(rows):
-            continue
-        batch = make_batch(store, rows).to(world.device)
-        scores = score(policy, batch, packing=packing)
-        loss = objective(scores, batch)
-        sums += torch.stack([loss.total.double(), loss.metrics["accuracy"].double(), scores.weight.sum().double()])
-        by_source[0].index_add_(0, batch.source, loss.segments.double())
-        by_source[1].index_add_(0, batch.source[batch.target_segments], scores.weight.double())
-    policy.model.train(was_training)
-    world.sum_in_place([sums, by_source])
-    total, accurate, weight = sums.tolist()
-    mean = total / weight
-    losses = {name: part / share for name, part, share in zip(store.source_names, *by_source.tolist(), strict=True) if share}
-    told = losses if len(losses) > 1 else {}
-    return Measured(mean, math.exp(mean) if mean < 700 else math.inf, accurate / weight, round(weight), told)
+    drawn = Drawn(store, segments, store.example[segments].astype(np.int64) << 32 | store.group[segments], len(units))
+    how: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "world": world}
+    drawn = looked_at(policy, objective, reference, drawn, packing=packing, **how)
+    shares = denominators_of(objective, drawn)
+    sizes = ((), len(shares), len(objective.metrics))
+    total, by_source, metrics = (torch.zeros(size, dtype=torch.float64, device=world.device) for size in sizes)
+    with evaluating(policy.model):
+        for _, _, batch in batches_of_passes(drawn, **how):
+            loss = objective(scored(policy, objective, reference, batch, packing=packing), batch)
+            total += loss.total.double()
+            by_source.index_add_(0, batch.source, loss.segments.double())
+            metrics += torch.tensor([float(loss.metrics[name]) for name in objective.metrics], device=world.device)
+    world.sum_in_place([total, by_source, metrics])
+    weight = float(shares.sum())
+    mean = float(total) / weight
+    named = zip(store.source_names, by_source.tolist(), shares.tolist(), strict=True)
+    losses = {name: part / share for name, part, share in named if share}
+    perplexity = (math.exp(mean) if mean < 700 else math.inf) if objective.name == LIKELIHOOD.name else None
+    told = {name: value / weight for name, value in zip(objective.metrics, metrics.tolist(), strict=True)}
+    return Measured(mean, perplexity, told, losses if len(losses) > 1 else {})

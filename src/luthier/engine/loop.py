@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from luthier import faults
-from luthier.data.batch import Batch, Drawn, lay_out
+from luthier.data.batch import Batch, Drawn
 from luthier.data.loader import Batches
 from luthier.data.store import TokenStore
 from luthier.data.units import Units
@@ -31,12 +31,14 @@ from luthier.engine.diagnose import name_bad_rows
 from luthier.engine.evaluate import evaluate
 from luthier.engine.optim import Optimizer, learning_rate
 from luthier.engine.parallel import World
+from luthier.engine.passes import batches_of_passes, denominators_of, looked_at, scored
 from luthier.engine.plan import Plan
+from luthier.engine.reference import Reference
 from luthier.engine.signals import StopRequest, stop_on_signals
 from luthier.engine.state import DROPOUT, LOSS_WINDOW, TrainState, fingerprint, reseed
 from luthier.models.adapters.adalora import Allocator
 from luthier.models.policy import Policy
-from luthier.objectives import Objective, score
+from luthier.objectives import Objective
 from luthier.recipe.schema import Recipe
 from luthier.runs.records import Callback, EvaluationRecord, StepRecord
 
@@ -72,6 +74,7 @@ class Job:
         callbacks: the watchers, on the main rank.
         sample: answers the recipe's prompts after the given step; on the main rank.
         allocator: moves ranks between the layers of an AdaLoRA adapter.
+        reference: the policy as it was, where the objective needs one.
     """
 
     recipe: Recipe
@@ -89,7 +92,28 @@ class Job:
     callbacks: Sequence[Callback] = ()
     sample: Callable[[int], None] | None = None
     allocator: Allocator | None = None
+    reference: Reference | None = None
     executed: Executed = field(default_factory=Executed)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the passes of a step add up besides gradients, on the device.
+
+    Attributes:
+        loss: scalar.
+        by_source: float32, the objective's total of each source.
+        metrics: float32, the objective's metrics in their order.
+    """
+
+    loss: Tensor
+    by_source: Tensor
+    metrics: Tensor
+
+    @classmethod
+    def zeros(cls, sources: int, metrics: int, device: torch.device) -> Sums:
+        """Nothing yet."""
+        return cls(*(torch.zeros(shape, device=device) for shape in ((), sources, metrics)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +125,13 @@ class Pending:
     """
 
     step: int
-    loss: Tensor
     grad_norm: Tensor
     bad: Tensor
     rate: float
     tokens: int
     supervised: int
     drawn: Drawn
-    by_source: Tensor
+    sums: Sums
     denominators: NDArray[np.float64]
     seconds: float = 0.0
 
@@ -162,62 +185,50 @@ def _step(job: Job) -> Pending:
     """Launch one optimizer step."""
     plan, state, world = job.plan, job.state, job.world
     drawn = job.batches(state.step)
-    lengths, places = drawn.lengths, np.arange(len(drawn.segments))
-    passes = lay_out(places, lengths, drawn.groups, micro_batch_tokens=plan.micro_batch_tokens, ranks=world.size)[world.rank]
-    denominators = _denominators(job, drawn)
+    how: dict[str, Any] = {"micro_batch_tokens": plan.micro_batch_tokens, "world": world}
+    drawn = looked_at(job.policy, job.objective, job.reference, drawn, packing=plan.packing, **how)
+    denominators = denominators_of(job.objective, drawn)
     denominator = float(denominators.sum())
     rate = learning_rate(job.recipe.train, state.step, plan.total_steps)
-    loss = torch.zeros((), device=world.device)
-    by_source = torch.zeros(len(denominators), device=world.device)
+    sums = Sums.zeros(len(denominators), len(job.objective.metrics), world.device)
     job.optimizer.begin(state.step)
-    for index, rows in enumerate(passes):
-        if len(rows):
-            reseed(DROPOUT, job.recipe.train.seed, state.step, index, world.rank)
-            loss += _forward_backward(job, drawn.batch(rows).to(world.device), denominator, by_source)
+    for index, _, batch in batches_of_passes(drawn, **how):
+        reseed(DROPOUT, job.recipe.train.seed, state.step, index, world.rank)
+        _forward_backward(job, batch, denominator, sums)
     if job.allocator is not None and world.main:
         (job.allocator.penalty() * job.optimizer.scale).backward()
-    job.optimizer.reduce(world, loss, by_source)
+    job.optimizer.reduce(world, sums.loss, sums.by_source, sums.metrics)
     if job.allocator is not None:
         job.allocator.observe(job.optimizer.gradients(), state.step + 1)
-    update = job.optimizer.step(loss, rate)
+    update = job.optimizer.step(sums.loss, rate)
     state.step += 1
     if job.allocator is not None:
         job.optimizer.switch_off(job.allocator.choose(state.step))
-    tokens, supervised = int(lengths.sum()), int(drawn.store.supervised[drawn.segments].sum())
-    return Pending(state.step, loss, update.grad_norm, update.bad, rate, tokens, supervised, drawn, by_source, denominators)
+    tokens, supervised = int(drawn.lengths.sum()), int(drawn.store.supervised[drawn.segments].sum())
+    return Pending(state.step, update.grad_norm, update.bad, rate, tokens, supervised, drawn, sums, denominators)
 
 
-def _forward_backward(job: Job, batch: Batch, denominator: float, by_source: Tensor) -> Tensor:
-    """One pass: its share of the global loss, with gradients left in the masters' buffers, and its sums in `by_source`."""
-    scores = score(job.policy, batch, packing=job.plan.packing, smoothing=job.recipe.train.label_smoothing)
-    sums = job.objective(scores, batch)
-    loss = sums.total / denominator
+def _forward_backward(job: Job, batch: Batch, denominator: float, sums: Sums) -> None:
+    """One pass: its gradients go to the masters' buffers, its share of the global loss and of what is told into `sums`."""
+    packing, smoothing = job.plan.packing, job.recipe.train.label_smoothing
+    scores = scored(job.policy, job.objective, job.reference, batch, packing=packing, smoothing=smoothing)
+    found = job.objective(scores, batch)
+    loss = found.total / denominator
     if job.batches.mixed:
-        by_source.index_add_(0, batch.source, sums.segments)
+        sums.by_source.index_add_(0, batch.source, found.segments)
+    if job.objective.metrics:
+        sums.metrics.add_(torch.stack([found.metrics[name].float() for name in job.objective.metrics]))
     (loss * job.optimizer.scale if job.optimizer.half else loss).backward()
     job.executed.real += len(batch)
-    job.executed.computed += job.policy.computed_tokens(batch, packing=job.plan.packing)
-    return loss.detach()
-
-
-def _denominators(job: Job, drawn: Drawn) -> NDArray[np.float64]:
-    """What the sums of this global batch are divided by, as shares of its sources; known before the first backward pass, on every rank."""
-    store, kind, segments = drawn.store, job.objective.denominator, drawn.segments
-    count, first = len(store.header.sources), slice(None)
-    if kind == "tokens":
-        weights = [float(store.segment(int(row))[1][1:].sum(dtype=np.float64)) for row in segments]
-    elif kind == "constant":
-        return np.eye(1, count)[0]
-    else:  # an example is a unit, which the upper half of a group's number counts; a pair is a group
-        _, first = np.unique(drawn.groups >> 32 if kind == "examples" else drawn.groups, return_index=True)
-        weights = [1.0] * len(first)
-    return np.bincount(store.source[segments[first]], weights, minlength=count).astype(np.float64)
+    job.executed.computed += job.policy.computed_tokens(batch, packing=packing)
+    sums.loss.add_(loss.detach())
 
 
 def _read(job: Job, pending: Pending) -> None:
     """Wait for a launched step, count it and tell the watchers."""
-    told = torch.stack([pending.loss, pending.grad_norm.to(pending.loss), pending.bad.to(pending.loss)])
-    loss, norm, bad, *sums = torch.cat([told, pending.by_source.to(told)]).tolist()
+    sums = pending.sums
+    told = torch.stack([sums.loss, pending.grad_norm.to(sums.loss), pending.bad.to(sums.loss)])
+    loss, norm, bad, *rest = torch.cat([told, sums.metrics, sums.by_source.to(told)]).tolist()
     state, seconds = job.state, pending.seconds
     state.tokens += pending.tokens
     state.supervised_tokens += pending.supervised
@@ -245,16 +256,20 @@ def _read(job: Job, pending: Pending) -> None:
         seconds=seconds,
         tokens_per_second=pending.tokens / max(seconds, 1e-9),
         skipped=bool(bad),
-        extra=_by_source(pending, sums) if job.batches.mixed else {},
+        extra=_extra(job, pending, rest),
     )
     for callback in job.callbacks:
         callback.on_step(record)
 
 
-def _by_source(pending: Pending, sums: Sequence[float]) -> dict[str, float]:
-    """The loss of each source that was in a step."""
-    named = zip(pending.drawn.store.source_names, sums, pending.denominators.tolist(), strict=True)
-    return {f"loss/{name}": total / share for name, total, share in named if share}
+def _extra(job: Job, pending: Pending, sums: Sequence[float]) -> dict[str, float]:
+    """The objective's metrics of a step, and the loss of each source that was in it."""
+    names, denominators = job.objective.metrics, pending.denominators.tolist()
+    told = {name: total / sum(denominators) for name, total in zip(names, sums, strict=False)}
+    if job.batches.mixed:
+        named = zip(pending.drawn.store.source_names, sums[len(names) :], denominators, strict=True)
+        told |= {f"loss/{name}": total / share for name, total, share in named if share}
+    return told
 
 
 def _due(job: Job, finished: bool) -> tuple[bool, bool, bool]:
@@ -292,6 +307,7 @@ def _evaluate(job: Job) -> bool:
             job.objective,
             job.store,
             job.validation,
+            reference=job.reference,
             micro_batch_tokens=plan.micro_batch_tokens,
             packing=plan.packing,
             world=job.world,
@@ -301,7 +317,9 @@ def _evaluate(job: Job) -> bool:
         state.best_loss, state.best_step, state.stale_evaluations = measured.loss, state.step, 0
     else:
         state.stale_evaluations += 1
-    record = EvaluationRecord(state.step, measured.loss, measured.perplexity, measured.accuracy, best, measured.sources)
+    record = EvaluationRecord(
+        state.step, measured.loss, measured.perplexity, measured.accuracy, best, measured.sources, measured.metrics
+    )
     for callback in job.callbacks:
         callback.on_evaluate(record)
     return best
@@ -328,6 +346,7 @@ def _save(job: Job) -> None:
         }
         with job.optimizer.averaged():
             tensors = job.optimizer.state() | (job.allocator.state() if job.allocator else {})
+            tensors |= job.reference.state() if job.reference else {}
             folder = job.checkpoints.save(job.state.step, job.write_weights, tensors, state)
         job.checkpoints.rotate(job.state.step, job.state.best_step)
         for callback in job.callbacks:

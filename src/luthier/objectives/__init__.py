@@ -1,14 +1,34 @@
-"""Objectives: what is minimised, one short file a stage.
+"""Objectives: what is minimised, one short file a family.
 
-An objective is a pure function of `Scores` (log-probabilities of the supervised tokens under the policy) and the `Batch` they belong
-to. It returns sums, never means, and declares what the sums are divided by. The engine adds that denominator up over the whole
-global batch (all micro-batches, all ranks) before the first backward pass, so that splitting a batch never changes the loss.
+An objective is a pure function of `Scores` (log-probabilities of the supervised tokens under the policy, and under a reference where one is
+needed) and the `Batch` they belong to. It returns sums, never means, and declares what the sums are divided by. The engine adds that
+denominator up over the whole global batch (all micro-batches, all ranks) before the first backward pass, so that splitting a batch never
+changes the loss.
 """
 
-from luthier.objectives.base import Denominator, Loss, Objective, Scores, score
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from luthier.objectives.base import Denominator, FirstLook, Loss, Objective, Scores, score
 from luthier.objectives.likelihood import LIKELIHOOD
+from luthier.objectives.odds_ratio import orpo
+from luthier.objectives.preference import dpo
+from luthier.recipe.schema import Stage
 
-OBJECTIVES: dict[str, Objective] = {"pt": LIKELIHOOD, "sft": LIKELIHOOD}
-"""Objective of each stage."""
+OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
+    "pt": lambda _: LIKELIHOOD,
+    "sft": lambda _: LIKELIHOOD,
+    "dpo": dpo,
+    "orpo": orpo,
+}
+"""Name of a stage → what makes its objective from the recipe's section."""
 
-__all__ = ["LIKELIHOOD", "OBJECTIVES", "Denominator", "Loss", "Objective", "Scores", "score"]
+
+def objective_of(stage: Stage) -> Objective:
+    """The objective of a recipe's stage."""
+    return OBJECTIVES[stage.type](stage)
+
+
+__all__ = ["LIKELIHOOD", "OBJECTIVES", "Denominator", "FirstLook", "Loss", "Objective", "Scores", "objective_of", "score"]

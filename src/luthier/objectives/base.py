@@ -1,14 +1,20 @@
-"""The common ground of all objectives: scores in, sums out."""
+"""The common ground of all objectives: scores in, sums out.
+
+Some losses need a number of the whole global batch before any part of it can be computed (KTO's estimate of the KL divergence, the sorted
+margins of AOT). Such an objective has a `FirstLook`: the engine scores what it names without gradients, all passes and ranks, and what it
+makes of that comes back as columns of the batch. So these losses, too, do not depend on how a batch is split.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
+from numpy.typing import NDArray
 from torch import Tensor
 
-from luthier.data.batch import Batch
+from luthier.data.batch import Batch, Drawn
 from luthier.kernels.logprob import token_logprobs
 from luthier.models.policy import Policy
 
@@ -25,12 +31,14 @@ class Scores:
         top1: bool [R], the token was the policy's first choice.
         weight: float32 [R], loss weights.
         entropy: float32 [R] in nats, where it was asked for.
+        reference: float32 [R], log-probabilities under the reference, without gradient, where the objective has one.
     """
 
     logprob: Tensor
     top1: Tensor
     weight: Tensor
     entropy: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +56,42 @@ class Loss:
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class FirstLook(Protocol):
+    """What an objective has to know of a whole global batch before its parts are computed."""
+
+    def drawn(self, drawn: Drawn) -> Drawn:
+        """The segments to score without gradients."""
+
+    def columns(self, drawn: Drawn, ratios: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """Further numbers for each segment of the global batch [S].
+
+        Args:
+            drawn: the global batch.
+            ratios: float64, Σ log π - log π_ref over the targets of each segment that was scored, the same on every rank.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A named loss and its denominator."""
+    """A named loss.
+
+    Attributes:
+        name: of the loss.
+        denominator: what its sums are divided by.
+        function: the sums of one micro-batch.
+        metrics: names of the metrics that it tells, always all of them.
+        reference: it needs the log-probabilities of a reference.
+        entropy: it needs the entropy of each distribution.
+        first_look: see the module's text.
+    """
 
     name: str
     denominator: Denominator
     function: Callable[[Scores, Batch], Loss]
+    metrics: tuple[str, ...] = ()
+    reference: bool = False
+    entropy: bool = False
+    first_look: FirstLook | None = None
 
     def __call__(self, scores: Scores, batch: Batch) -> Loss:
         """The sums of one micro-batch."""

@@ -22,5 +22,5 @@ def likelihood(scores: Scores, batch: Batch) -> Loss:
     return Loss(losses.sum(), segments, {"accuracy": (scores.weight * scores.top1).sum()})
 
 
-LIKELIHOOD = Objective("likelihood", "tokens", likelihood)
+LIKELIHOOD = Objective("likelihood", "tokens", likelihood, metrics=("accuracy",))
 """The objective of stages `pt` and `sft`."""

@@ -39,14 +39,18 @@ from luthier.recipe.sections.method import (
 )
 from luthier.recipe.sections.model import Model, Quantization, RopeScaling
 from luthier.recipe.sections.optimizer import Optimizer, ParameterGroup
-from luthier.recipe.sections.stage import Pretraining, Stage, SupervisedFineTuning
+from luthier.recipe.sections.stage import Stage
+from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
+from luthier.recipe.sections.stages.preference import DPO, ORPO
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
 
 __all__ = [
     "BOFT",
+    "DPO",
     "IA3",
     "OFT",
+    "ORPO",
     "STARTS_INSIDE",
     "STREAM_WINDOW",
     "AdaLoRA",
@@ -98,7 +102,7 @@ class Recipe(Section):
     data: Data
     """What is learnt from."""
     stage: Stage = SupervisedFineTuning()
-    """What is learnt: `sft`, `pt`, or a mapping with `type` and options."""
+    """What is learnt: the name of a stage, such as `sft` or `dpo`, or a mapping with `type` and options."""
     method: Method = LoRA()
     """Which weights move: the name of a method, such as `lora` or `full`, or a mapping with `type` and options."""
     train: Train = Train()
@@ -135,6 +139,12 @@ class Recipe(Section):
             raise ValueError("`method.init: loftq` needs a quantised base: set `model.quantization`")
         if self.data.streaming and not self.train.max_steps:
             raise ValueError("`data.streaming` needs `train.max_steps`: nobody knows how long a stream is")
+        if self.train.label_smoothing and self.stage.type not in ("pt", "sft"):
+            raise ValueError(f"`train.label_smoothing` is for likelihoods (`pt`, `sft`), not for stage `{self.stage.type}`")
+        if self.data.streaming and getattr(self.stage, "reference", None) == "precompute":
+            raise ValueError(
+                "`stage.reference: precompute` needs data that is read before the first step: leave `data.streaming` out"
+            )
         if self.evaluate.patience and self.data.validation is None:
             raise ValueError("`evaluate.patience` needs something to measure: set `data.validation`")
         return self

@@ -50,14 +50,7 @@ class FolderCallback(Callback):
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """One line of metrics under `eval_` names."""
-        self.writer.metric(
-            record.step,
-            eval_loss=record.loss,
-            eval_perplexity=record.perplexity,
-            eval_accuracy=record.accuracy,
-            best=record.best,
-            **{f"eval_loss/{name}": loss for name, loss in record.sources.items()},
-        )
+        self.writer.metric(record.step, **{f"eval_{name}": value for name, value in record.values().items()}, best=record.best)
         self.writer.progress(eval_loss=record.loss)
         if record.best:
             self.writer.progress(best_step=record.step, best_eval_loss=record.loss)

@@ -10,6 +10,8 @@ from itertools import pairwise
 from luthier.runs.records import EvaluationRecord, SampleRecord, StartInfo, StepRecord
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+TELLING = ("margin", "reward", "kl")
+"""Metrics of an objective that stand in a step's line, where it has them."""
 
 
 class Pace:
@@ -65,6 +67,7 @@ def step(record: StepRecord, total: int | None = None, remaining: float | None =
         f"grad {record.grad_norm:.3g}",
         f"{rate(record.tokens_per_second)} tokens/s",
     ]
+    parts += [f"{name} {record.extra[name]:.3g}" for name in TELLING if name in record.extra]
     if remaining:
         parts.append(f"{duration(remaining)} left")
     if record.skipped:
@@ -74,10 +77,12 @@ def step(record: StepRecord, total: int | None = None, remaining: float | None =
 
 def evaluation(record: EvaluationRecord) -> str:
     """One evaluation."""
-    text = (
-        f"evaluation at step {record.step}: loss {record.loss:.4f}, perplexity {record.perplexity:.4g}, "
-        f"token accuracy {record.accuracy:.1%}"
-    )
+    text = f"evaluation at step {record.step}: loss {record.loss:.4f}"
+    if record.perplexity is not None:
+        text += f", perplexity {record.perplexity:.4g}"
+    if record.accuracy is not None:
+        text += f", {'token accuracy' if record.perplexity is not None else 'accuracy'} {record.accuracy:.1%}"
+    text += "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in record.metrics.items() if name != "accuracy")
     text = f"{text} (best so far)" if record.best else text
     return "; ".join([text, *(f"{name} {loss:.4f}" for name, loss in record.sources.items())])
 

@@ -84,19 +84,28 @@ class EvaluationRecord:
 
     Args:
         step: the step it was taken after.
-        loss: mean loss per supervised token, in nats.
-        perplexity: `exp(loss)`.
-        accuracy: share of supervised tokens that are the model's first choice, 0…1.
+        loss: mean loss; per supervised token and in nats where it is a likelihood.
+        perplexity: `exp(loss)` of a likelihood, else None.
+        accuracy: share of supervised tokens that are the model's first choice, or of pairs that it orders rightly, 0…1; None where
+            the objective tells none.
         best: this is the lowest loss of the run so far.
         sources: loss of each source by its name, where there are several.
+        metrics: all that the objective tells, by name, accuracy included.
     """
 
     step: int
     loss: float
-    perplexity: float
-    accuracy: float
+    perplexity: float | None
+    accuracy: float | None
     best: bool = False
     sources: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, float]:
+        """The numbers by name, for trackers."""
+        named = {"loss": self.loss, "perplexity": self.perplexity, "accuracy": self.accuracy}
+        told = {name: value for name, value in named.items() if value is not None} | dict(self.metrics)
+        return told | {f"loss/{name}": loss for name, loss in self.sources.items()}
 
 
 @dataclass(frozen=True, slots=True)

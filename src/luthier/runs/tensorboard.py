@@ -43,8 +43,7 @@ class TensorBoardCallback(Callback):
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """The numbers of one evaluation."""
-        values = {"loss": record.loss, "perplexity": record.perplexity, "accuracy": record.accuracy}
-        self._scalars("evaluate", record.step, **values, **{f"loss/{name}": loss for name, loss in record.sources.items()})
+        self._scalars("evaluate", record.step, **record.values())
 
     def on_sample(self, record: SampleRecord) -> None:
         """One answer as text."""

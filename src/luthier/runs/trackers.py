@@ -40,9 +40,7 @@ class Tracker(Callback):
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """The numbers of one evaluation under `evaluate/`."""
-        values = {"loss": record.loss, "perplexity": record.perplexity, "accuracy": record.accuracy}
-        values |= {f"loss/{name}": loss for name, loss in record.sources.items()}
-        self._log({f"evaluate/{name}": value for name, value in values.items()}, record.step)
+        self._log({f"evaluate/{name}": value for name, value in record.values().items()}, record.step)
 
     def on_end(self, state: str) -> None:
         """Close the run, if one was opened."""

@@ -20,6 +20,7 @@ from luthier.data.batch import Drawn
 from luthier.data.loader import Batches, batches_of
 from luthier.data.prepare import Dataset, Progress, prepare
 from luthier.data.preview import coloured
+from luthier.data.sides import CHOSEN, REJECTED
 from luthier.data.stream_batches import StreamBatches
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.data.vocabulary import check_store
@@ -28,6 +29,7 @@ from luthier.engine.optim import Optimizer
 from luthier.engine.optimizers import kind_of
 from luthier.engine.parallel import World
 from luthier.engine.plan import DTYPES, Plan, Precision, batch_of, choose_precision, make_plan
+from luthier.engine.reference import Reference
 from luthier.errors import UserError
 from luthier.export.source import tokenizer_folder
 from luthier.generation.chat import ChatModel
@@ -43,10 +45,13 @@ from luthier.models.low_rank import allocator_of
 from luthier.models.methods import apply_method, rows_needed
 from luthier.models.policy import Policy
 from luthier.models.rope import reach
-from luthier.objectives import OBJECTIVES, Objective
+from luthier.objectives import Objective, objective_of
 from luthier.recipe.schema import LoRA, Prefixed, Recipe, RopeScaling
 from luthier.workshop.loading import served_otherwise, template_for
 from luthier.workshop.watching import Sampler, Watchers
+
+SIDES = {CHOSEN: ", the better answer", REJECTED: ", the worse answer"}
+"""Label of a segment → what is said of it."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Assembled:
     plan: Plan
     sampler: Sampler | None
     allocator: Allocator | None
+    reference: Reference | None
     notes: tuple[str, ...]
 
 
@@ -102,7 +108,7 @@ def assemble(
     Raises:
         UserError: the recipe asks for something impossible, or the data is not what a resumed run learnt from.
     """
-    section, data, stage = recipe.model, recipe.data, recipe.stage.type
+    section, data, stage, objective = recipe.model, recipe.data, recipe.stage.type, objective_of(recipe.stage)
     kind_of(recipe.train.optimizer)
     folder = fetch(section.path, hub=section.hub, revision=section.revision)
     prefix = recipe.method.pre_seq_len if isinstance(recipe.method, Prefixed) else 0
@@ -146,12 +152,13 @@ def assemble(
         tokenizer_files=TokenizerFiles(tokenizer, None if stage == "pt" else template),
         dataset=dataset,
         policy=policy,
-        objective=OBJECTIVES[stage],
+        objective=objective,
         batches=batches,
         optimizer=_optimizer(recipe, policy, precision),
         plan=plan,
         sampler=sampler,
         allocator=allocator_of(model, recipe.method, plan.total_steps),
+        reference=Reference(policy, recipe) if objective.reference else None,
         notes=notes,
     )
 
@@ -279,7 +286,9 @@ def _introduce(dataset: Dataset, batches: Batches, tokenizer: Tokenizer, watcher
         store, first = batches.peek().store, 0
     else:
         store, first = dataset.store, int(np.min(dataset.train.segments))
-    tokens, weight = store.segment(first)
-    shown = coloured(tokenizer, tokens, weight)
-    watchers.note(f"first row ({store.origin(first)}), learnt parts in ⟦ ⟧:")
-    watchers.note(shown.plain, shown)
+    for segment in np.flatnonzero(store.group == store.group[first])[:2]:
+        tokens, weight = store.segment(int(segment))
+        shown = coloured(tokenizer, tokens, weight)
+        side = SIDES.get(int(store.label[segment]), "")
+        watchers.note(f"first row ({store.origin(first)}){side}, learnt parts in ⟦ ⟧:")
+        watchers.note(shown.plain, shown)

@@ -22,6 +22,7 @@ from luthier.engine.checkpoint import Checkpoints, Saved, publish_final, read_st
 from luthier.engine.loop import Job, ended_early, run
 from luthier.engine.parallel import World, start_world
 from luthier.engine.plan import Plan
+from luthier.engine.precomputed import precomputed, reference_key
 from luthier.engine.state import TrainState, fingerprint
 from luthier.engine.verdict import verdict
 from luthier.errors import Stopped, UserError
@@ -230,11 +231,15 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         parts.optimizer.load(saved.tensors)
         if parts.allocator is not None:
             parts.allocator.load(saved.tensors)
+        if parts.reference is not None:
+            parts.reference.load(saved.tensors)
         if (now := fingerprint(world.device)) != saved.state["fingerprint"]:
             changed = ", ".join(key for key, value in now.items() if value != saved.state["fingerprint"].get(key))
             watchers.note(f"resumed elsewhere ({changed} changed): equal to the uninterrupted run, but not bit for bit")
         if state.step > plan.total_steps:
             raise _complete(folder, state.step)
+    if parts.reference is not None:
+        _precompute(recipe, parts, plan, world, watchers)
     return Job(
         recipe=recipe,
         plan=plan,
@@ -251,7 +256,28 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         callbacks=watchers.all,
         sample=parts.sampler,
         allocator=parts.allocator,
+        reference=parts.reference,
     )
+
+
+def _precompute(recipe: Recipe, parts: Assembled, plan: Plan, world: World, watchers: Watchers) -> None:
+    """Let the reference score all data before the first step, if the recipe asks for it."""
+    reference, dataset = parts.reference, parts.dataset
+    assert reference is not None
+    if getattr(recipe.stage, "reference", "auto") != "precompute":
+        return
+    reference.column = precomputed(
+        reference,
+        dataset.store,
+        [dataset.train, *([dataset.validation] if dataset.validation else [])],
+        key=reference_key(recipe, parts.policy.dtype),
+        micro_batch_tokens=plan.micro_batch_tokens,
+        packing=plan.packing,
+        world=world,
+        progress=watchers.preparing,
+    )
+    if parts.objective.first_look is None:
+        reference.forget()
 
 
 def _check_extension(folder: RunFolder, recipe: Recipe, step: int, overrides: Sequence[str]) -> None:

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from luthier.recipe.sections.base import Section
+from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
+from luthier.recipe.sections.stages.preference import DPO, ORPO
 
-
-class Pretraining(Section):
-    """Next-token prediction over whole documents."""
-
-    type: Literal["pt"] = "pt"
-
-
-class SupervisedFineTuning(Section):
-    """Learn the answers of conversations."""
-
-    type: Literal["sft"] = "sft"
-
-
-Stage = Annotated[Pretraining | SupervisedFineTuning, Field(discriminator="type")]
+Stage = Annotated[Pretraining | SupervisedFineTuning | DPO | ORPO, Field(discriminator="type")]

@@ -1,0 +1,85 @@
+"""Running a global batch through the policy, pass by pass: what a step, an evaluation and a first look have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from luthier.data.batch import Batch, Drawn, lay_out
+from luthier.engine.parallel import World
+from luthier.engine.reference import REFERENCE, Reference
+from luthier.generation.decode import evaluating
+from luthier.models.policy import Policy
+from luthier.objectives import Objective, Scores, score
+
+
+def passes_of(drawn: Drawn, micro_batch_tokens: int, world: World) -> list[NDArray[np.int64]]:
+    """The places (0…S-1) of each pass of this process; some may be empty."""
+    places = np.arange(len(drawn.segments))
+    return lay_out(places, drawn.lengths, drawn.groups, micro_batch_tokens=micro_batch_tokens, ranks=world.size)[world.rank]
+
+
+def batches_of_passes(drawn: Drawn, micro_batch_tokens: int, world: World) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
+    """Number, places and batch, on its device, of each pass of this process that is not empty."""
+    for number, places in enumerate(passes_of(drawn, micro_batch_tokens, world)):
+        if len(places):
+            yield number, places, drawn.batch(places).to(world.device)
+
+
+def denominators_of(objective: Objective, drawn: Drawn) -> NDArray[np.float64]:
+    """What the sums of this global batch are divided by, as shares of its sources; known before the first backward pass, on every rank."""
+    store, kind, segments = drawn.store, objective.denominator, drawn.segments
+    count, first = len(store.header.sources), slice(None)
+    if kind == "tokens":
+        weights = [float(store.segment(int(row))[1][1:].sum(dtype=np.float64)) for row in segments]
+    elif kind == "constant":
+        return np.eye(1, count)[0]
+    else:  # an example is a unit, which the upper half of a group's number counts; a pair is a group
+        _, first = np.unique(drawn.groups >> 32 if kind == "examples" else drawn.groups, return_index=True)
+        weights = [1.0] * len(first)
+    return np.bincount(store.source[segments[first]], weights, minlength=count).astype(np.float64)
+
+
+def scored(
+    policy: Policy, objective: Objective, reference: Reference | None, batch: Batch, *, packing: bool, smoothing: float = 0.0
+) -> Scores:
+    """All that an objective needs to know of a batch."""
+    known = batch.columns.get(REFERENCE)
+    if objective.reference and known is None:
+        assert reference is not None
+        known = reference.logprobs(batch, packing=packing)
+    scores = score(policy, batch, packing=packing, entropy=objective.entropy, smoothing=smoothing)
+    return replace(scores, reference=known) if objective.reference else scores
+
+
+@torch.no_grad()
+def looked_at(
+    policy: Policy,
+    objective: Objective,
+    reference: Reference | None,
+    drawn: Drawn,
+    *,
+    micro_batch_tokens: int,
+    packing: bool,
+    world: World,
+) -> Drawn:
+    """A global batch with what is known of it before, and what its objective has to know of the whole; the same on every rank."""
+    drawn = reference.known(drawn) if reference else drawn
+    look = objective.first_look
+    if look is None:
+        return drawn
+    seen = look.drawn(drawn)
+    ratios = torch.zeros(len(seen.segments), dtype=torch.float64, device=world.device)
+    with evaluating(policy.model):
+        for _, places, batch in batches_of_passes(seen, micro_batch_tokens, world):
+            scores = scored(policy, objective, reference, batch, packing=packing)
+            assert scores.reference is not None
+            difference = (scores.logprob - scores.reference).double()
+            rows = torch.from_numpy(places).to(world.device)[batch.target_segments]
+            ratios.index_add_(0, rows, difference)
+    world.sum_in_place([ratios])
+    return drawn._replace(of_segments={**drawn.of_segments, **look.columns(drawn, ratios.cpu().numpy())})
