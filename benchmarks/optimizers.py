@@ -74,15 +74,18 @@ def measure(rule: dict[str, Any], precision: dict[str, Any], hidden: int, layers
         optimizer.step(torch.zeros(()), 1e-5)
         times.append(time.process_time() - began)
     count = sum(value.numel() for value in values.values())
-    masters = optimizer.masters.state()
-    kept = optimizer.state()
-    parts = [
-        sum(value.nbytes for value in values.values()),
-        sum(value.nbytes for value in masters.values()),
-        sum(gradient.nbytes for gradient in optimizer.masters.gradients()),
-        sum(value.nbytes for name, value in kept.items() if name not in masters),
-    ]
+    parts = [sum(value.nbytes for value in values.values()), *kept_bytes(optimizer).values()]
     return [part / count for part in parts], statistics.median(times[1:]) * 1000
+
+
+def kept_bytes(optimizer: Optimizer) -> dict[str, int]:
+    """Bytes of what exists beside the weights between two steps: masters (or remainders), gradients, the library's state."""
+    masters = optimizer.masters.state()
+    return {
+        "masters": sum(value.nbytes for value in masters.values()),
+        "gradients": sum(gradient.nbytes for gradient in optimizer.masters.gradients()),
+        "state": sum(value.nbytes for name, value in optimizer.state().items() if name not in masters),
+    }
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
     python benchmarks/quantised.py                                     # the table of docs/quantization.md, about 8 CPU-minutes
     python benchmarks/quantised.py --kinds nf4 --steps 50              # one row
 
-The runs differ in the base alone: the same conversations, order, first adapter and learning rate, single precision. `memory` is what
-the quantised layers take, scales and tables included, as a share of 16 bits. `loss` is the mean training loss of the last third of
-the steps and its difference from plain LoRA's. Perplexities are of conversations held out: of the base before training, of the adapter on
-the base it was trained on, then of the two models that `luthier export merge` writes.
+The runs differ in the base alone, and in one row in how the adapter begins: the same conversations, order, first adapter and learning
+rate, single precision. `memory` is what the quantised layers take, scales and tables included, as a share of 16 bits. `loss` is the mean
+training loss of the last third of the steps and its difference from plain LoRA's. Perplexities are of conversations held out: of the base
+before training, of the adapter on the base it was trained on, then of the two models that `luthier export merge` writes.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared/data/llamafactory/identity.
 KINDS: dict[str, dict[str, object] | None] = {
     "float32": None,
     "nf4": {"bits": 4},
+    "nf4, init: loftq": {"bits": 4},
     "nf4, scales in 32 bits": {"type": "nf4", "double": False},
     "fp4": {"type": "fp4"},
     "int4 (hqq)": {"method": "hqq"},
@@ -49,6 +50,8 @@ KINDS: dict[str, dict[str, object] | None] = {
     "fp8 (torchao)": {"type": "fp8"},
 }
 """Name of a row → what the recipe says of the base."""
+STARTS = {"nf4, init: loftq": "loftq"}
+"""Rows whose adapter begins otherwise than plainly."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _recipe(kind: str, data: Path, steps: int) -> Recipe:
         {
             "model": {"path": "tiny", **({"quantization": said} if (said := KINDS[kind]) else {})},
             "data": {"train": [str(data)], "validation": 16, "max_length": 256},
-            "method": {"type": "lora", "rank": 8, "alpha": 16},
+            "method": {"type": "lora", "rank": 8, "alpha": 16, "init": STARTS.get(kind, "default")},
             "train": {"max_steps": steps, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"},
             "report_to": [],
         },

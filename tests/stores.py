@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from luthier.data.batch import Drawn
 from luthier.data.store import Header, Segment, SourceInfo, StoreWriter, TokenStore
 from luthier.data.units import Units
 
@@ -57,3 +58,9 @@ def build_store(
 def one_by_one(store: TokenStore) -> Units:
     """Every segment a unit of its own."""
     return Units(np.arange(len(store) + 1, dtype=np.int64), np.arange(len(store), dtype=np.int32))
+
+
+def drawn_whole(store: TokenStore) -> Drawn:
+    """All of a store as what one step learns from."""
+    segments = np.arange(len(store))
+    return Drawn(store, segments, segments, len(store))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from luthier.recipe.help import Field, fields, section_at
 from luthier.recipe.schema import Section
 
 FIELDS, COMMANDS, CARD = "<!-- recipe fields -->", "<!-- commands -->", "<!-- the card of tiny -->"
-METHODS = "<!-- methods and families -->"
+METHODS, VARIANTS = "<!-- methods and families -->", "<!-- variants of LoRA and bases -->"
 CATALOGUE = "<!-- the catalogue -->"
 UNIONS = ("stage", "method", "train.optimizer")
 """Fields that take one of several sections."""
@@ -41,6 +41,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         COMMANDS: command_reference,
         CATALOGUE: model_reference,
         METHODS: method_table,
+        VARIANTS: variant_table,
         CARD: model_card,
     }
     for marker, write in writers.items():
@@ -192,18 +193,27 @@ def _parameter(parameter: Any, choices: str, translate: Translate) -> tuple[str,
 
 
 def method_table(translate: Translate) -> str:
-    """A row for each method, a column for each family: a tick, and the number of what there is to say of the cell."""
-    content = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text("utf-8"))
+    """A row for each method, a column for each family."""
+    return _ticks(yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text("utf-8")), "families", translate)
+
+
+def variant_table(translate: Translate) -> str:
+    """A row for each variant of LoRA, a column for some kinds of bases."""
+    return _ticks(yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text("utf-8"))["variants"], "bases", translate)
+
+
+def _ticks(content: Mapping[str, Any], columns: str, translate: Translate) -> str:
+    """Methods down, `columns` across: a tick, and the number of what there is to say of the cell."""
     told = [*content["cannot"], *content["partly"]]
     reasons = list(dict.fromkeys(cell["why"] for cell in told))
 
-    def cell(method: str, family: str) -> str:
-        found = next((c for c in told if method in c["methods"] and family in c["families"]), None)
+    def cell(method: str, column: str) -> str:
+        found = next((c for c in told if method in c["methods"] and column in c[columns]), None)
         note = f"[{reasons.index(found['why']) + 1}]" if found else ""
         return note if found in content["cannot"] else f"✓ {note}".strip()
 
-    rows = [(f"`{row['name']}`", *(cell(row["name"], family) for family in content["families"])) for row in content["methods"]]
-    head = ["`method`", *content["families"].values()]
+    rows = [(f"`{row['name']}`", *(cell(row["name"], column) for column in content[columns])) for row in content["methods"]]
+    head = ["`method`", *content[columns].values()]
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([table, "\n".join(f"{number}. {translate(why)}" for number, why in enumerate(reasons, 1))])
@@ -261,5 +271,6 @@ def texts() -> set[str]:
     recipe_reference(keep)
     command_reference(keep)
     method_table(keep)
+    variant_table(keep)
     model_reference(keep)
     return found

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from luthier.models.loading import load_model
+from luthier.models.quantize.base import round_weights
+from luthier.models.quantize.scheme import Scheme
 from luthier.recipe.schema import Model, Quantization
 
 KINDS: dict[str, dict[str, Any] | None] = {
@@ -81,6 +83,14 @@ def plain(folder: Path, kind: str) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options, **place)
     if library == "hqq":
         _by_hqq(model, int(Quantization(**said).bits))
+    return model.train()
+
+
+def written_out(folder: Path, kind: str) -> PreTrainedModel:
+    """The same base with its rounded weights in full, for adapters that PEFT does not put beside such layers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if (said := KINDS[kind]) is not None:
+        round_weights(model, Scheme(Quantization(**said), torch.float32, torch.device("cpu")))
     return model.train()
 
 

@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
@@ -28,7 +27,7 @@ from luthier.models.loading import load_model
 from luthier.models.methods import apply_method, load_adapter
 from luthier.recipe.schema import LoRA, Model, Quantization
 from tests.families import build, save
-from tests.stores import build_store
+from tests.stores import build_store, drawn_whole
 
 INSIDE = ("pissa", "pissa_niter_16", "olora")
 KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
@@ -183,8 +182,7 @@ def test_loftq_needs_a_quantised_base(tmp_path: Path) -> None:
 def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """24 rows of random tokens, in batches of 500."""
     monkeypatch.setattr("luthier.models.adapters.eva.BATCH_TOKENS", 500)
-    segments = np.arange(24)
-    return Drawn(build_store(tmp_path / "store", range(60, 84)), segments, segments, 24)
+    return drawn_whole(build_store(tmp_path / "store", range(60, 84)))
 
 
 @pytest.mark.parametrize("rho", [1.0, 2.0])

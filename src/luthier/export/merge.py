@@ -10,7 +10,8 @@ An adapter that was trained on a base in few bits has learnt to make up for a pa
 * `onto="base"`: the unquantised base with the adapter. The base is better than the rounded one, the adapter a little out of place on it;
 * `onto="quantised"`: the model that was trained: the rounded weights written out in full, with the adapter.
 
-Which is nearer to the run's own measurements is shown in `docs/quantization.md`.
+Which is nearer to the run's own measurements is shown in `docs/quantization.md`. An adapter that began with LoftQ holds what rounding
+lost, so only the second is right for it.
 
 The folder holds everything that another tool needs to talk to the model as `luthier chat` does: weights in shards with their index,
 config, tokenizer with the chat template of the run, a generation config that knows the template's end of turn, and a model card. It
@@ -49,6 +50,7 @@ from luthier.models.methods import load_adapter
 from luthier.models.policy import save_description, save_model
 from luthier.models.quantize.base import round_weights
 from luthier.models.quantize.scheme import Scheme
+from luthier.recipe.schema import LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,7 +119,7 @@ def merge(
 
     _publish(source, model, out.absolute(), write, original_names)
     if source.base.quantization is not None and source.adapter is not None and onto == "base":
-        tell(DIFFERENCE)
+        tell(TWICE if _began_with_the_loss(source) else DIFFERENCE)
     return out
 
 
@@ -144,6 +146,17 @@ DIFFERENCE = (
     "that was trained. `--onto quantised` writes that one out in full (see docs/quantization.md)"
 )
 """What is said when the merged model is not quite the trained one."""
+TWICE = (
+    "the adapter began with what rounding had lost (`init: loftq`), and is merged into the base before rounding, which has not lost it: "
+    "that part counts twice. `--onto quantised` writes the model that was trained (see docs/quantization.md)"
+)
+"""What is said when it is the wrong one."""
+
+
+def _began_with_the_loss(source: Source) -> bool:
+    """Whether the adapter was given what rounding had lost."""
+    method = source.recipe.method if source.recipe is not None else None
+    return isinstance(method, LoRA) and method.init == "loftq"
 
 
 def _trained_on(source: Source) -> Scheme | None:

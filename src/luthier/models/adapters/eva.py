@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.adapters.config import AdapterConfig, target_layers
 from luthier.models.head import decoder
-from luthier.models.linear import shape_of
+from luthier.models.linear import QuantisedLinear, shape_of
 
 if TYPE_CHECKING:
     from luthier.data.batch import Drawn
@@ -104,9 +105,35 @@ def _peft_directions(
             init_lora_weights="eva",
             eva_config=EvaConfig(rho=rho),
         )
-    return get_eva_state_dict(
-        model, batches, settings, forward_fn=forward, gather_distributed_inputs=False, show_progress_bar=False
-    )
+    with _as_linear(model, names):
+        return get_eva_state_dict(
+            model, batches, settings, forward_fn=forward, gather_distributed_inputs=False, show_progress_bar=False
+        )
+
+
+class _Linear(nn.Linear):
+    """A layer in few bits, in the form in which PEFT looks for layers."""
+
+    def __init__(self, layer: QuantisedLinear) -> None:
+        nn.Module.__init__(self)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer itself computes."""
+        return self.layer(x)
+
+
+@contextmanager
+def _as_linear(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
+    """Inside, PEFT finds all of these layers, however they are stored."""
+    packed = {name: layer for name in names if isinstance(layer := model.get_submodule(name), QuantisedLinear)}
+    for name, layer in packed.items():
+        model.set_submodule(name, _Linear(layer))
+    try:
+        yield
+    finally:
+        for name, layer in packed.items():
+            model.set_submodule(name, layer)
 
 
 def _dealt_out(config: AdapterConfig, found: dict[str, Tensor]) -> Directions:

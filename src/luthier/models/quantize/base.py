@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import UserError
 from luthier.models.linear import count_weights, dense_weight, is_linear, is_quantised, quantised_layers, shape_of, stored_bytes
-from luthier.models.quantize.scheme import Scheme
+from luthier.models.quantize.scheme import Scheme, free_circles
 
 SCHEME_ATTRIBUTE = "luthier_scheme"
 """Attribute of a quantised model that says in words how its layers are stored."""
@@ -60,6 +60,8 @@ def quantise(model: PreTrainedModel, names: Sequence[str], scheme: Scheme) -> No
         layer = model.get_submodule(name)
         if not is_quantised(layer):
             model.set_submodule(name, scheme.quantised(layer))
+            del layer  # the dense one
+            free_circles()
     object.__setattr__(model, SCHEME_ATTRIBUTE, str(scheme))
 
 

@@ -15,6 +15,7 @@ mobiusml.github.io/hqq_blog), torchao (github.com/pytorch/ao). The rounding is t
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,9 @@ class Scheme:
         """What is left of a weight [out, in] after rounding, float32 on the CPU."""
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
-        return dense_weight(self.quantised(linear)).float().cpu()
+        rounded = dense_weight(self.quantised(linear)).float().cpu()
+        free_circles()
+        return rounded
 
     def _bitsandbytes(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         from bitsandbytes import nn as layers
@@ -128,3 +131,12 @@ class Scheme:
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().to(self.dtype), requires_grad=False)
         return layer.to(self.device)  # the move is what quantises
+
+
+def free_circles() -> None:
+    """Free what a library has left behind when it quantised a layer.
+
+    Weights of bitsandbytes and torchao refer to each other in circles, which Python collects when there are many of them, however large
+    they are: a whole model's worth of dense weights may wait for that.
+    """
+    gc.collect(1)
