@@ -66,6 +66,26 @@ def _mixtral() -> PreTrainedConfig:
     return MixtralConfig(**_MODERN, num_local_experts=4, num_experts_per_tok=2)
 
 
+def _qwen3_moe() -> PreTrainedConfig:
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(**_MODERN, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, mlp_only_layers=[])
+
+
+def _qwen2_moe() -> PreTrainedConfig:
+    from transformers import Qwen2MoeConfig
+
+    shared = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64, "mlp_only_layers": [0]}
+    fields = {key: value for key, value in _MODERN.items() if key != "head_dim"}
+    return Qwen2MoeConfig(**fields, **shared, num_experts=4, num_experts_per_tok=2)
+
+
+def _gpt_oss() -> PreTrainedConfig:
+    from transformers import GptOssConfig
+
+    return GptOssConfig(**_MODERN, num_local_experts=4, num_experts_per_tok=2, sliding_window=16)
+
+
 def _granite() -> PreTrainedConfig:
     from transformers import GraniteConfig
 
@@ -161,20 +181,31 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 """Family name → its small config."""
 
+MIXTURES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "mixtral": _mixtral,
+    "deepseek": _deepseek,
+    "qwen3_moe": _qwen3_moe,
+    "qwen2_moe": _qwen2_moe,
+    "gpt_oss": _gpt_oss,
+}
+"""Families with experts: beside a dense layer, beside shared experts, with biases, stored the other way round."""
+
 MATRIX = ("llama", "gpt2", "bloom", "gemma2", "mixtral", "granite", "qwen3", "glm")
 """The families that every promise is proved on."""
 
 
 def build(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of a family, float32 in eval mode; `changes` overwrite fields of its config."""
-    config = CONFIGS[family]()
+    config = (CONFIGS | MIXTURES)[family]()
     if changes:
         fields = config.to_dict() | changes
         if "layer_types" not in changes:
             fields.pop("layer_types", None)  # follows from the others
         config = type(config).from_dict(fields)
     config.use_cache = False
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # vectors keep a part of their initialisation, which may be random (sinks)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

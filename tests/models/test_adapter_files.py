@@ -42,7 +42,6 @@ def change(folder: Path, **fields: Any) -> None:
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "loftq"),
         ("layer_replication", [[0, 2], [1, 2]]),
-        ("target_parameters", ["experts.gate_up_proj"]),
         ("lora_bias", True),
         ("use_qalora", True),
         ("alora_invocation_tokens", [1, 2]),
@@ -54,6 +53,12 @@ def test_fields_that_change_the_computation_are_refused_by_name(folder: Path, fi
     change(folder, **{field: value})
     with pytest.raises(UserError, match=f"`{field}: .*which Luthier does not read"):
         read_config(folder)
+
+
+def test_a_parameter_beside_which_no_adapter_can_stand_is_named(folder: Path) -> None:
+    change(folder, target_parameters=["experts.gate_up_proj"])
+    with pytest.raises(UserError, match="beside the parameter `experts"):
+        load_adapter(build("llama"), folder)
 
 
 def test_every_field_that_peft_writes_by_default_is_read(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from torch import nn
 from luthier.errors import UserError
 from luthier.models.adapters.format import write_adapter
 from luthier.models.methods import Trainable, apply_method
+from luthier.models.mixture import fused_parameters, mixtures
 from luthier.recipe.schema import Freeze, Full, LoRA
-from tests.families import CONFIGS, MATRIX, build
+from tests.families import CONFIGS, MATRIX, MIXTURES, build
 
 
 def trained_modules(trained: Trainable) -> set[str]:
@@ -43,14 +44,16 @@ def test_freezing_by_module_embeddings_and_head() -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_all_linear_is_every_linear_layer_but_the_head(family: str) -> None:
+def test_all_linear_is_every_linear_layer_but_the_head_and_the_experts(family: str) -> None:
     model = build(family)
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head}
+    fused = {f"{mixture.name}.adapters.{name}" for mixture in mixtures(model) for name in fused_parameters(mixture.experts)}
     trained = apply_method(model, LoRA(rank=2), seed=0)
-    assert trained_modules(trained) == linear
+    assert trained_modules(trained) == linear | fused
+    assert bool(fused) == (family in MIXTURES)
     assert all(name.endswith(("lora_A", "lora_B")) for name in trained.parameters)
 
 

@@ -104,16 +104,18 @@ class Sums:
         loss: scalar.
         by_source: float32, the objective's total of each source.
         metrics: float32, the objective's metrics in their order.
+        balance: scalar, how unevenly a mixture's experts are used (`models.balance`).
     """
 
     loss: Tensor
     by_source: Tensor
     metrics: Tensor
+    balance: Tensor
 
     @classmethod
     def zeros(cls, sources: int, metrics: int, device: torch.device) -> Sums:
         """Nothing yet."""
-        return cls(*(torch.zeros(shape, device=device) for shape in ((), sources, metrics)))
+        return cls(*(torch.zeros(shape, device=device) for shape in ((), sources, metrics, ())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +196,10 @@ def _step(job: Job) -> Pending:
     job.optimizer.begin(state.step)
     for index, _, batch in batches_of_passes(drawn, **how):
         reseed(DROPOUT, job.recipe.train.seed, state.step, index, world.rank)
-        _forward_backward(job, batch, denominator, sums)
+        _forward_backward(job, batch, denominator, int(drawn.lengths.sum()), sums)
     if job.allocator is not None and world.main:
         (job.allocator.penalty() * job.optimizer.scale).backward()
-    job.optimizer.reduce(world, sums.loss, sums.by_source, sums.metrics)
+    job.optimizer.reduce(world, sums.loss, sums.by_source, sums.metrics, sums.balance)
     if job.allocator is not None:
         job.allocator.observe(job.optimizer.gradients(), state.step + 1)
     update = job.optimizer.step(sums.loss, rate)
@@ -208,7 +210,7 @@ def _step(job: Job) -> Pending:
     return Pending(state.step, update.grad_norm, update.bad, rate, tokens, supervised, drawn, sums, denominators)
 
 
-def _forward_backward(job: Job, batch: Batch, denominator: float, sums: Sums) -> None:
+def _forward_backward(job: Job, batch: Batch, denominator: float, tokens: int, sums: Sums) -> None:
     """One pass: its gradients go to the masters' buffers, its share of the global loss and of what is told into `sums`."""
     packing, smoothing = job.plan.packing, job.recipe.train.label_smoothing
     scores = scored(job.policy, job.objective, job.reference, batch, packing=packing, smoothing=smoothing)
@@ -218,7 +220,12 @@ def _forward_backward(job: Job, batch: Batch, denominator: float, sums: Sums) ->
         sums.by_source.index_add_(0, batch.source, found.segments)
     if job.objective.metrics:
         sums.metrics.add_(torch.stack([found.metrics[name].float() for name in job.objective.metrics]))
-    (loss * job.optimizer.scale if job.optimizer.half else loss).backward()
+    minimised = loss  # how evenly experts are used is learnt beside it, and told apart
+    if (balance := job.policy.balance) is not None:
+        uneven = balance.take() / tokens
+        sums.balance.add_(uneven.detach())
+        minimised = loss + balance.weight * uneven
+    (minimised * job.optimizer.scale if job.optimizer.half else minimised).backward()
     job.executed.real += len(batch)
     job.executed.computed += job.policy.computed_tokens(batch, packing=packing)
     sums.loss.add_(loss.detach())
@@ -227,8 +234,8 @@ def _forward_backward(job: Job, batch: Batch, denominator: float, sums: Sums) ->
 def _read(job: Job, pending: Pending) -> None:
     """Wait for a launched step, count it and tell the watchers."""
     sums = pending.sums
-    told = torch.stack([sums.loss, pending.grad_norm.to(sums.loss), pending.bad.to(sums.loss)])
-    loss, norm, bad, *rest = torch.cat([told, sums.metrics, sums.by_source.to(told)]).tolist()
+    told = torch.stack([sums.loss, *(one.to(sums.loss) for one in (pending.grad_norm, pending.bad, sums.balance))])
+    loss, norm, bad, balance, *rest = torch.cat([told, sums.metrics, sums.by_source.to(told)]).tolist()
     state, seconds = job.state, pending.seconds
     state.tokens += pending.tokens
     state.supervised_tokens += pending.supervised
@@ -256,7 +263,7 @@ def _read(job: Job, pending: Pending) -> None:
         seconds=seconds,
         tokens_per_second=pending.tokens / max(seconds, 1e-9),
         skipped=bool(bad),
-        extra=_extra(job, pending, rest),
+        extra=_extra(job, pending, rest) | ({"router_balance": balance} if job.policy.balance else {}),
     )
     for callback in job.callbacks:
         callback.on_step(record)

@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.adapters.adalora import Allocator, schedule_of
-from luthier.models.adapters.config import AdapterConfig, check_names
+from luthier.models.adapters.config import ALL_LINEAR, AdapterConfig, no_form_for_experts
 from luthier.models.adapters.eva import Directions, find_directions
 from luthier.models.adapters.format import load_values, read_config
 from luthier.models.adapters.insert import CONFIG_ATTRIBUTE, adapter_config, insert_adapter
 from luthier.models.adapters.lora import adapted_layers
 from luthier.models.adapters.start import begin_against_quantisation, begin_inside
+from luthier.models.adapters.targets import check_targets, target_experts
 from luthier.models.adapters.tokens import tokens_to_train
-from luthier.models.legacy.names import modern_names
+from luthier.models.legacy.names import modern_config
+from luthier.models.mixture import routers
 from luthier.recipe.schema import STARTS_INSIDE, AdaLoRA, Init, LoRA, Method
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ def apply_low_rank(
         UserError: a name that fits nothing, an adapter that does not fit, or a start that the model does not allow.
     """
     config = replace(AdapterConfig.from_method(method), tokens=tokens_to_train(model, tokens))
+    if isinstance(method, LoRA) and method.train_router:
+        config = replace(config, modules_to_save=(*config.modules_to_save, *_router_names(model)))
     if saved is not None:
         _awaiting(model, method, config, saved, continued=adapter is not None)
         return ()
@@ -88,7 +92,8 @@ def _continued(model: PreTrainedModel, method: LoRA | AdaLoRA, config: AdapterCo
     if bool(found.adalora) != isinstance(method, AdaLoRA):
         kind = "adalora" if found.adalora else "lora"
         raise UserError(f"an adapter of method `{kind}`", where=str(folder), hint=f"Continue it with `method: {kind}`.")
-    if found == replace(config, target=found.target, adalora=found.adalora) and _init(method) == "default":
+    named = {name: getattr(found, name) for name in ("target", "parameters", "experts", "adalora")}
+    if found == replace(config, **named) and _init(method) == "default":
         return ()
     return (f"the adapter keeps its own settings: rank {found.rank}, alpha {found.alpha:g}; those of `method` are not used",)
 
@@ -97,16 +102,47 @@ def _fresh(
     model: PreTrainedModel, method: LoRA | AdaLoRA, config: AdapterConfig, seed: int, drawn: Iterable[Drawn]
 ) -> tuple[str, ...]:
     """A new adapter with the first values that `method.init` names."""
-    if isinstance(method.target, tuple):
-        check_names(model, modern_names(method.target, model), "method.target")
+    check_targets(model, modern_config(config, model))
+    left_out = _without_experts(model, method, config)
     if isinstance(method, LoRA) and method.init == "eva":
-        return _from_directions(model, find_directions(model, config, drawn, rho=method.eva_rho))
+        return (*left_out, *_from_directions(model, find_directions(model, config, drawn, rho=method.eva_rho)))
     insert_adapter(model, config, seed=seed)
     if (init := _init(method)) == "loftq":
         begin_against_quantisation(model)
     elif init in STARTS_INSIDE:
         begin_inside(model, init, seed=seed)
-    return ()
+    return left_out
+
+
+def _without_experts(model: PreTrainedModel, method: LoRA | AdaLoRA, config: AdapterConfig) -> tuple[str, ...]:
+    """What to say where `all-linear` leaves the experts out.
+
+    Raises:
+        UserError: experts are named, and the method has no form for them.
+    """
+    reason = no_form_for_experts(method)
+    meant = reason and target_experts(model, modern_config(replace(config, experts=True), model))
+    if not meant:
+        return ()
+    if method.target != ALL_LINEAR:
+        raise UserError(
+            f"{reason} has no form for the experts of this model, which lie fused in one parameter",
+            where="method.target",
+            hint="Leave them out, or use plain `lora`.",
+        )
+    return (f"the experts get no adapter: {reason} has no form for fused parameters (plain `lora` has)",)
+
+
+def _router_names(model: nn.Module) -> tuple[str, ...]:
+    """Routers by the last two parts of their names.
+
+    Raises:
+        UserError: the model has none.
+    """
+    found = tuple(dict.fromkeys(".".join(name.split(".")[-2:]) for name in routers(model)))
+    if not found:
+        raise UserError("this model has no routers", where="method.train_router", hint="Leave it out.")
+    return found
 
 
 def _from_directions(model: PreTrainedModel, found: Directions) -> tuple[str, ...]:

@@ -16,15 +16,16 @@ from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.adapters import borrowed
-from luthier.models.adapters.config import check_names
 from luthier.models.adapters.format import kind_of, read_config
 from luthier.models.adapters.merge import merge
+from luthier.models.adapters.targets import check_names
 from luthier.models.adapters.tokens import room_needed
 from luthier.models.checkpointing import decoder_layers
 from luthier.models.expand import expand
 from luthier.models.legacy.names import modern_names
 from luthier.models.linear import count_weights, quantised_layers
 from luthier.models.low_rank import apply_low_rank, load_low_rank, rates_of
+from luthier.models.mixture import freeze_routers, routers
 from luthier.recipe.schema import AdaLoRA, Freeze, Full, LlamaPro, LoRA, Method
 
 if TYPE_CHECKING:
@@ -90,10 +91,12 @@ def apply_method(
             raise UserError("weights in few bits cannot be trained", where="method", hint="Use `method: lora`.")
         if isinstance(method, Full):
             model.requires_grad_(True)
+            notes = _keep_routers(model, method)
         elif isinstance(method, LlamaPro):
             expand(model, method.blocks)
         else:
             _freeze(model, method)
+            notes = _keep_routers(model, method, but=modern_names((*method.parts, *method.modules), model))
     else:
         from luthier.models.adapters.borrowed_configs import apply_borrowed
 
@@ -128,6 +131,20 @@ def trainable(model: nn.Module, notes: tuple[str, ...] = (), rates: Mapping[str,
     if not trained:
         raise UserError("nothing is trained", where="method", hint="Choose layers, modules, embeddings or the head.")
     return Trainable(trained, count_weights(model), sum(parameter.numel() for parameter in trained.values()), notes, rates or {})
+
+
+def _keep_routers(model: PreTrainedModel, method: Full | Freeze, but: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Freeze the routers of a mixture of experts, unless they are to be trained or are named; what to say of it.
+
+    Raises:
+        UserError: routers are to be trained, and the model has none.
+    """
+    if method.train_router:
+        if not routers(model):
+            raise UserError("this model has no routers", where="method.train_router", hint="Leave it out.")
+        return ()
+    frozen = freeze_routers(model, but)
+    return ("the routers stay as they are (`method.train_router: true` trains them)",) if frozen else ()
 
 
 def _freeze(model: PreTrainedModel, method: Freeze) -> None:

@@ -31,6 +31,7 @@ from luthier.models.adapters.format import load_values, read_values, write_adapt
 from luthier.models.adapters.insert import adapter_config
 from luthier.models.adapters.prompts import prefix_length, prompt_of
 from luthier.models.attention import packed_row
+from luthier.models.balance import Balance
 from luthier.models.head import Head, decoder, describe, live
 from luthier.models.legacy.norm_head import HEAD, NormHead, at_rest
 from luthier.models.loading import load_as_stored, quiet
@@ -63,21 +64,26 @@ class Policy:
         model: the model with its method applied (`methods.apply_method`).
         trained: its trained parameters; default: all that require gradients.
         noise: alpha of NEFTune's noise on the embeddings while training; 0 is none.
+        balance: weight of the loss that keeps experts evenly used; 0 is none.
 
     Attributes:
         model: the transformers model.
+        balance: watches the routers of a mixture of experts while it is trained, or None.
         trainable: the trained parameters.
         isolation: whether segments may share a row, and why.
         notes: sentences for the run's log (fallbacks taken).
     """
 
-    def __init__(self, model: PreTrainedModel, trained: Trainable | None = None, *, noise: float = 0.0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, trained: Trainable | None = None, *, noise: float = 0.0, balance: float = 0.0
+    ) -> None:
         self.model = model
         self.trainable = trained or trainable(model)
         self._head = describe(model)
         self.isolation: Isolation = probe_isolation(model)
         self._steady_length, self._growing = steady_length(model.config) - prefix_length(model), growing(model)
         self._noise = EmbeddingNoise(model.get_input_embeddings(), noise) if noise else None
+        self.balance = Balance(model, balance) if balance else None
         self.notes = self.trainable.notes + ((self._head.note,) if self._head.note else ())
 
     @property
@@ -111,7 +117,7 @@ class Policy:
             if self._noise:
                 sizes = torch.diff(batch.cu_seqlens)
                 self._noise.lengths = torch.repeat_interleave(sizes, sizes, output_size=len(batch))[None].float()
-            with packed_row(batch.cu_seqlens, batch.max_length) as boundaries:
+            with packed_row(batch.cu_seqlens, batch.max_length) as boundaries, self._balanced(_owner(batch)):
                 return self._run(input_ids=batch.tokens[None], position_ids=batch.positions[None], **boundaries)[0]
         lengths = torch.diff(batch.cu_seqlens).tolist()
         starts = batch.cu_seqlens.tolist()
@@ -122,7 +128,8 @@ class Policy:
             tokens = batch.tokens[index.clamp_min(0)]
             if self._noise:
                 self._noise.lengths = real.sum(1, keepdim=True).expand_as(real).float()
-            pieces.append(self._rectangle(tokens, real)[real])
+            with self._balanced(_owner(batch)[index].masked_fill(~real, -1)):
+                pieces.append(self._rectangle(tokens, real)[real])
             order.append(index[real])
         return torch.cat(pieces)[torch.cat(order).argsort()]
 
@@ -150,6 +157,16 @@ class Policy:
     def _run(self, **inputs: Any) -> Tensor:
         forget_lengths(self._growing)
         return decoder(self.model)(**inputs, use_cache=False).last_hidden_state
+
+    @contextmanager
+    def _balanced(self, owner: Tensor) -> Iterator[None]:
+        """Watch the routers in a pass that is learnt from; `owner` is the segment of each position, or -1."""
+        if self.balance is None or not torch.is_grad_enabled():
+            yield
+            return
+        self.balance.begin()
+        yield
+        self.balance.end(owner.flatten())
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None, tokenizer: Savable | None = None) -> None:
         """Write an ordinary folder: PEFT's for an adapter (float32), transformers' for the rest (in the model's dtype).
@@ -260,6 +277,12 @@ def rectangles(lengths: Sequence[int]) -> list[list[int]]:
             groups.append([segment])
             width, padding = lengths[segment], 0
     return groups
+
+
+def _owner(batch: Batch) -> Tensor:
+    """The segment of each token, int64 [T]."""
+    lengths = torch.diff(batch.cu_seqlens)
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=len(batch))
 
 
 def _padded_index(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:

@@ -37,6 +37,7 @@ from luthier.models.adapters import borrowed
 from luthier.models.adapters.adalora import Allocator
 from luthier.models.adapters.insert import adapter_config
 from luthier.models.adapters.tokens import make_room
+from luthier.models.balance import balance_weight
 from luthier.models.checkpointing import set_checkpointing
 from luthier.models.float8 import check_float8, to_float8
 from luthier.models.hub import fetch
@@ -190,7 +191,8 @@ def _policy(recipe: Recipe, model: PreTrainedModel, tokenizer: Tokenizer, batche
     if recipe.train.precision == "fp8":
         to_float8(model)
     set_checkpointing(model, recipe.train.activation_checkpointing)
-    return Policy(model, trained, noise=recipe.train.neftune)
+    balance = balance_weight(model, recipe.train.router_aux_loss)
+    return Policy(model, trained, noise=recipe.train.neftune, balance=balance)
 
 
 def _optimizer(recipe: Recipe, policy: Policy, precision: Precision) -> Optimizer:

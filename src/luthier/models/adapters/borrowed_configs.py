@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.adapters.borrowed import config_of, insert, library, load
-from luthier.models.adapters.config import ALL_LINEAR, check_names
+from luthier.models.adapters.config import ALL_LINEAR
+from luthier.models.adapters.targets import check_names
 from luthier.models.checkpointing import decoder_layers
 from luthier.models.keys import measure_keys
 from luthier.models.legacy.names import modern_names

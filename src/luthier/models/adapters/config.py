@@ -4,8 +4,9 @@ PEFT's `adapter_config.json` is the common tongue of adapters (vLLM, llama.cpp a
 names layers are followed to the letter:
 
 * `target_modules` is a list of names (a module matches if its dotted name equals one or ends in `.name`), a regular expression for
-  the whole dotted name, or `all-linear`: every linear layer but the output head. Fused expert weights (Mixtral and others since
-  transformers 5) are bare parameters, not layers, and so are left out, as by PEFT;
+  the whole dotted name, or `all-linear`: every linear layer but the output head and routers;
+* `target_parameters` names bare parameters, as fused experts are (Mixtral and others since transformers 5), in the same way. In a
+  recipe `target` names both, and `all-linear` means both;
 * `layers_to_transform` keeps only the given layer numbers;
 * `rank_pattern` and `alpha_pattern` give other values to layers whose name ends in a match of their key;
 * modules in `modules_to_save` are trained whole and get no adapter;
@@ -23,12 +24,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-from torch import nn
-from transformers import PreTrainedModel
-
-from luthier.errors import UserError, did_you_mean
+from luthier.errors import UserError
 from luthier.models.adapters.adalora import Schedule
-from luthier.models.linear import is_linear
 from luthier.recipe.schema import AdaLoRA, LoRA
 
 LORA, ADALORA = "LORA", "ADALORA"
@@ -58,7 +55,8 @@ class AdapterConfig:
     Attributes are named as in the recipe; `_FIELDS` maps them to PEFT's names. `target` is a tuple of names, a regular expression, or
     `all-linear`; `layers` limits names (not an expression) to these layer numbers. `tokens` maps the end of a module's name (the empty
     one is the embeddings) to the rows of it that are trained. `adalora` are the fields that AdaLoRA adds, by PEFT's names; `rank` is then
-    the rank that it began with, and `rank_pattern` has the layers with another.
+    the rank that it began with, and `rank_pattern` has the layers with another. `parameters` are names of bare parameters; with `experts`
+    the target means those of fused experts as well.
     """
 
     rank: int = 8
@@ -75,6 +73,8 @@ class AdapterConfig:
     exclude: str | tuple[str, ...] = ()
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     adalora: Mapping[str, Any] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()
+    experts: bool = False
 
     @classmethod
     def from_method(cls, method: LoRA | AdaLoRA) -> AdapterConfig:
@@ -101,6 +101,7 @@ class AdapterConfig:
             alpha_pattern=method.alpha_pattern,
             layers=method.layers,
             exclude=method.exclude,
+            experts=no_form_for_experts(method) is None,
         )
 
     @classmethod
@@ -125,7 +126,7 @@ class AdapterConfig:
         for name in ("target", "exclude"):
             if isinstance(known.get(name), list):
                 known[name] = tuple(known[name])
-        for name in ("modules_to_save", "layers", "layers_pattern"):
+        for name in ("modules_to_save", "layers", "layers_pattern", "parameters"):
             if name in known:
                 known[name] = tuple(known[name]) if isinstance(known[name], list) else (known[name],)
         if isinstance(known.get("target"), str) and known["target"].lower() == ALL_LINEAR:
@@ -134,7 +135,9 @@ class AdapterConfig:
             known["tokens"] = {EMBEDDINGS: known["tokens"]}
         known["tokens"] = {module: tuple(rows) for module, rows in known.get("tokens", {}).items()}
         if "target" not in known:
-            raise UserError("`target_modules` is missing", where=where)
+            if "parameters" not in known:
+                raise UserError("`target_modules` is missing", where=where)
+            known["target"] = ()
         return cls(**known, adalora=adalora)
 
     def doubled(self) -> AdapterConfig:
@@ -158,7 +161,9 @@ class AdapterConfig:
         fields = {theirs: asdict(self)[ours] for ours, theirs in _FIELDS.items()}
         if self.adalora:
             fields |= {"r": LORA_RANK, "rank_pattern": self._kept() or None, "peft_type": ADALORA, **self.adalora}
-        optional = ("modules_to_save", "layers_to_transform", "layers_pattern", "exclude_modules", "trainable_token_indices")
+        optional = (
+            "modules_to_save", "layers_to_transform", "layers_pattern", "exclude_modules", "trainable_token_indices", "target_parameters",
+        )  # fmt: skip
         return {
             "peft_type": LORA,
             "task_type": "CAUSAL_LM",
@@ -174,18 +179,34 @@ class AdapterConfig:
         return {f"{name}.lora_E": [place < rank for place in range(self.rank)] for name, rank in self.rank_pattern.items()}
 
     def rank_and_alpha(self, name: str) -> tuple[int, float]:
-        """Rank and alpha of the layer with this dotted name."""
-        return _pattern(self.rank_pattern, name, self.rank), _pattern(self.alpha_pattern, name, self.alpha)
+        """Rank and alpha of the layer or parameter with this dotted name."""
+        weight = f"{name}.weight"  # what PEFT calls a layer that is named as a parameter
+        rank = _pattern(self.rank_pattern, name, _pattern(self.rank_pattern, weight, self.rank))
+        return rank, _pattern(self.alpha_pattern, name, _pattern(self.alpha_pattern, weight, self.alpha))
 
     def selects(self, name: str) -> bool:
         """Whether the rules name this module (for `all-linear`, only whether they leave it in)."""
-        if self.exclude and _named(self.exclude, name):
+        if _named(self.parameters, f"{name}.weight"):
+            return True
+        return self._leaves_in((name,)) and (self.target == ALL_LINEAR or _named(self.target, name))
+
+    def selects_parameter(self, name: str) -> bool:
+        """Whether the rules name this fused parameter of experts."""
+        if _named(self.parameters, name):
+            return True
+        return self.experts and self._leaves_in(_meanings(name)) and (self.target == ALL_LINEAR or self.means(self.target, name))
+
+    def means(self, rule: str | tuple[str, ...], name: str) -> bool:
+        """Whether a rule names this fused parameter of experts, by any of its names."""
+        return any(_named(rule, each) for each in _meanings(name))
+
+    def _leaves_in(self, names: tuple[str, ...]) -> bool:
+        """Whether what has these names is neither excluded, nor trained whole, nor in another layer."""
+        if self.exclude and any(_named(self.exclude, name) for name in names):
             return False
-        if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in self.modules_to_save):
+        if any(re.match(rf"(^|.*\.){module}($|\..*)", names[0]) for module in self.modules_to_save):
             return False
-        if self.target != ALL_LINEAR and not _named(self.target, name):
-            return False
-        return not self.layers or self._layer(name) in self.layers
+        return not self.layers or self._layer(names[0]) in self.layers
 
     def _layer(self, name: str) -> int | None:
         """The layer number in a dotted name."""
@@ -210,58 +231,9 @@ _FIELDS = {
     "layers_pattern": "layers_pattern",
     "exclude": "exclude_modules",
     "tokens": "trainable_token_indices",
+    "parameters": "target_parameters",
 }
 """Our name → PEFT's name of each field that changes what an adapter computes."""
-
-
-def target_layers(model: PreTrainedModel, config: AdapterConfig) -> dict[str, nn.Module]:
-    """The layers that get an adapter, by dotted name, in module order.
-
-    Raises:
-        UserError: nothing is matched, or something that is not a linear layer.
-    """
-    head = model.get_output_embeddings()
-    found = {name: module for name, module in model.named_modules() if name and config.selects(name)}
-    if config.target == ALL_LINEAR:
-        found = {name: module for name, module in found.items() if is_linear(module) and module is not head}
-    for name, module in found.items():
-        if not is_linear(module):
-            raise UserError(
-                f"`{name}` is not a linear layer ({type(module).__name__}) and cannot get an adapter",
-                where="method.target",
-                hint="Use `method.modules_to_save` to train it whole.",
-            )
-    if not found:
-        raise _nothing_matched(model, config)
-    return found
-
-
-def check_names(model: PreTrainedModel, names: tuple[str, ...], where: str, *, parameters: bool = False) -> None:
-    """Refuse names that fit no module at all (nor a parameter, where `parameters` may be named too).
-
-    Raises:
-        UserError: naming the first such name, and the nearest one that exists.
-    """
-    known = [name for name, _ in model.named_modules() if name]
-    if parameters:
-        known += [name for name, _ in model.named_parameters()]
-    for name in names:
-        if not any(part == name or part.endswith(f".{name}") for part in known):
-            leaves = {part.rpartition(".")[2] for part in known}
-            raise UserError(
-                f"no module of this model is called `{name}`",
-                where=where,
-                hint=did_you_mean(name, {leaf for leaf in leaves if not leaf.isdigit()}),
-            )
-
-
-def _nothing_matched(model: PreTrainedModel, config: AdapterConfig) -> UserError:
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)}
-    return UserError(
-        f"no linear layer of this model matches {config.target!r}",
-        where="method.target",
-        hint=f"Its linear layers are {', '.join(sorted(linear))}.",
-    )
 
 
 def _refuse_unknown(value: Mapping[str, Any], where: str) -> None:
@@ -277,6 +249,25 @@ def _refuse_unknown(value: Mapping[str, Any], where: str) -> None:
             where=where,
             hint="Merge it into its base with PEFT first.",
         )
+
+
+def no_form_for_experts(method: LoRA | AdaLoRA) -> str | None:
+    """What keeps a method from adapting fused experts, in a word; None where nothing does."""
+    if isinstance(method, AdaLoRA):
+        return "AdaLoRA"
+    if method.dora:
+        return "DoRA"
+    return None if method.init in ("default", "loftq") else f"`init: {method.init}`"
+
+
+FORMER = {"gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"), "up_proj": ("w1",), "down_proj": ("w2",)}
+"""What was fused into a parameter of experts, by the names it had."""
+
+
+def _meanings(name: str) -> tuple[str, ...]:
+    """All names of a fused parameter: its own, its module's, and those its parts had."""
+    module, _, part = name.rpartition(".")
+    return (name, module, *(f"{module}.{former}" for former in FORMER.get(part, ())))
 
 
 def _named(rule: str | tuple[str, ...], name: str) -> bool:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError
-from luthier.models.adapters.config import AdapterConfig, target_layers
+from luthier.models.adapters.config import AdapterConfig
+from luthier.models.adapters.targets import target_layers
 from luthier.models.head import decoder
 from luthier.models.linear import QuantisedLinear, shape_of
 

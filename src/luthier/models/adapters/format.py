@@ -2,7 +2,8 @@
 
 A tensor's key is its parameter's dotted name behind `base_model.model.`, with `.lora_A.weight`, `.lora_B.weight` or
 `.lora_magnitude_vector` after the layer's name, `.token_adapter.trainable_tokens_delta` for trained rows, and the module's own names for
-what is trained whole. Files are written in float32, so that nothing is lost of the values that the optimizer holds.
+what is trained whole. For experts PEFT has a wrapper for each parameter, one around the other (`experts.LoRAExperts.parts`). Files are
+written in float32, so that nothing is lost of the values that the optimizer holds.
 
 An adapter that began as a part of the weight (PiSSA, OLoRA) is written as the plain adapter of twice the rank that it is on the untouched
 base, [A; A₀] and [B, -B₀], which is also what PEFT's conversion makes of one. Nobody who loads it needs to know how it began.
@@ -24,9 +25,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import UserError
-from luthier.models.adapters.config import ALL_LINEAR, EMBEDDINGS, AdapterConfig
+from luthier.models.adapters.config import EMBEDDINGS, AdapterConfig
+from luthier.models.adapters.experts import expert_layers
 from luthier.models.adapters.insert import adapter_config
-from luthier.models.adapters.lora import LoRALinear, adapted_layers
+from luthier.models.adapters.lora import ORIGINAL, LoRALinear, adapted_layers
+from luthier.models.adapters.spelling import spelled_out
 from luthier.models.legacy.names import modern_tensors
 from luthier.models.legacy.weights import read_pickled
 
@@ -46,7 +49,17 @@ def file_keys(model: nn.Module) -> dict[str, str]:
     """Name of each trained parameter → its key in the adapter file."""
     config = adapter_config(model)
     bare = config is not None and bool(config.adalora)
-    return {name: _key(name, bare) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    inside = {
+        f"{name}.adapters.{part}": name + between
+        for name, layer in expert_layers(model).items()
+        for part, _, between in layer.parts()
+    }
+    keys = {}
+    for name, parameter in model.named_parameters():
+        holder, _, leaf = name.rpartition(".")
+        if parameter.requires_grad:
+            keys[name] = _key(f"{inside.get(holder, holder)}.{leaf}", bare)
+    return keys
 
 
 def write_adapter(folder: Path, model: PreTrainedModel, values: Mapping[str, Tensor] | None = None) -> None:
@@ -62,6 +75,7 @@ def write_adapter(folder: Path, model: PreTrainedModel, values: Mapping[str, Ten
     folder.mkdir(parents=True, exist_ok=True)
     source = values if values is not None else dict(model.named_parameters())
     tensors = {key: source[name].detach().to("cpu", torch.float32).contiguous() for name, key in file_keys(model).items()}
+    tensors |= _buffers_of_whole_modules(model)
     layers = adapted_layers(model)
     for name, layer in layers.items():
         for start in _starts(name, layer):
@@ -71,13 +85,20 @@ def write_adapter(folder: Path, model: PreTrainedModel, values: Mapping[str, Ten
         config = config.doubled()
     transposed = any(isinstance(layer.base_layer, Conv1D) for layer in layers.values())
     content = config.to_peft(base=model.config.name_or_path or model.name_or_path, transposed=transposed)
-    if config.target == ALL_LINEAR:
-        content["target_modules"] = _spelled_out(model, list(layers))
+    content |= spelled_out(model, config)
     if EMBEDDINGS in config.tokens:
         names = {module: name for name, module in model.named_modules()}
         rows = {**config.tokens, names[model.get_input_embeddings()]: config.tokens[EMBEDDINGS]}
         content["trainable_token_indices"] = {name: where for name, where in rows.items() if name != EMBEDDINGS}
     _write_config(folder, content)
+
+
+def _buffers_of_whole_modules(model: nn.Module) -> dict[str, Tensor]:
+    """Key → value of the buffers that PEFT saves and asks for with a module trained whole (a router's bias for balance is one)."""
+    whole = {name: module for name, module in model.named_modules() if hasattr(module, ORIGINAL)}
+    saved = {f"{name}.{key}": value for name, module in whole.items() for key, value in module.state_dict().items()}
+    buffers = {name for name, _ in model.named_buffers()}
+    return {_key(name): value.detach().to("cpu", torch.float32) for name, value in saved.items() if name in buffers}
 
 
 def write_tensors(folder: Path, content: Mapping[str, Any], layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -159,7 +180,8 @@ def check_tensors(
         raise UserError(f"{len(missing)} tensors are missing, such as `{missing[0]}`", where=str(file))
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     others = set(tensors) - set(keys.values()) - set(optional)
-    if extra := sorted(key for key in others if not _is_the_base_s(tensors[key], parameters, key)):
+    frozen = parameters | dict(model.named_buffers())
+    if extra := sorted(key for key in others if not _is_the_base_s(tensors[key], frozen, key)):
         raise UserError(
             f"{len(extra)} tensors belong to nothing in this model, such as `{extra[0]}`",
             where=str(file),
@@ -247,7 +269,7 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _is_the_base_s(tensor: Tensor, parameters: Mapping[str, Tensor], key: str) -> bool:
-    """Whether a tensor repeats a frozen weight: PEFT writes embeddings and head along when one of them has an adapter."""
+    """Whether a tensor repeats what is frozen: PEFT writes embeddings and head along when one of them has an adapter, and buffers."""
     name = key.removeprefix(PREFIX).replace(".token_adapter.", ".")
     base = parameters.get(name, parameters.get(name.replace(".base_layer.", ".")))
     return base is not None and base.shape == tensor.shape and torch.allclose(tensor.to(base), base, rtol=1e-2, atol=1e-4)
@@ -258,10 +280,3 @@ def _key(name: str, bare: bool = False) -> str:
     if name.endswith(f".{ROWS}"):
         return f"{PREFIX}{name.removesuffix(ROWS)}token_adapter.{ROWS}"
     return f"{PREFIX}{name}.weight" if name.endswith((".lora_A", ".lora_B")) and not bare else f"{PREFIX}{name}"
-
-
-def _spelled_out(model: nn.Module, layers: list[str]) -> list[str]:
-    """`all-linear` as names: last parts where they say exactly these layers, else the full dotted names."""
-    short = sorted({name.rpartition(".")[2] for name in layers})
-    meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
-    return short if meant == set(layers) else layers

@@ -1,4 +1,4 @@
-"""Put an adapter into a model: freeze everything, stand a `LoRALinear` beside each chosen layer, train some modules or rows whole.
+"""Put an adapter into a model: freeze everything, stand adapters beside layers and experts, train some modules or rows whole.
 
 A module that is trained whole (`modules_to_save`) is replaced by its copy, under its own name; the frozen original is kept aside for
 `without_adapters`. With tied embeddings the copy is of its own: training `embed_tokens` leaves the head at the base's values, and
@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.adapters.adalora import AdaLoRALinear
-from luthier.models.adapters.config import AdapterConfig, check_names, target_layers
+from luthier.models.adapters.config import AdapterConfig
+from luthier.models.adapters.experts import LoRAExperts, expert_layers
 from luthier.models.adapters.lora import ORIGINAL, LoRALinear, Original, adapted_layers, replace_module
+from luthier.models.adapters.targets import check_names, target_experts, target_layers
 from luthier.models.adapters.tokens import insert_token_rows, make_room, room_needed, token_layers
 from luthier.models.legacy.names import modern_config
 from luthier.models.legacy.norm_head import NormHead
@@ -32,12 +34,12 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int |
     Args:
         model: a model without adapter.
         config: which layers, and how.
-        seed: seed of the first values of A, drawn layer by layer in module order; None leaves them at zero, to be loaded.
+        seed: seed of the first values of A, drawn layer by layer in module order, experts last; None leaves them at zero, to be loaded.
 
     Raises:
         UserError: a name fits no module, or the model carries an adapter already.
     """
-    if adapted_layers(model) or token_layers(model):
+    if adapted_layers(model) or expert_layers(model) or token_layers(model):
         raise UserError("the model carries an adapter already", where="model.adapter", hint="Merge it first.")
     config = modern_config(config, model)
     check_names(model, config.modules_to_save, "method.modules_to_save")
@@ -49,7 +51,7 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int |
             where="method.modules_to_save",
             hint="Train it with the method `freeze` or `full`.",
         )
-    layers = target_layers(model, config)
+    layers, experts = target_layers(model, config), target_experts(model, config)
     model.requires_grad_(False)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     if layers.get(_head_name(model), None) is not None and config.dropout:
@@ -57,6 +59,10 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int |
     for name, layer in layers.items():
         adapter = _beside(layer, name, config, _compute_dtype(layer, model), generator)
         replace_module(model, name, adapter.train(layer.training))
+    for name, ranks in experts.items():
+        module = model.get_submodule(name)
+        beside = LoRAExperts(module, ranks, dropout=config.dropout, rslora=config.rslora, generator=generator)
+        replace_module(model, name, beside.train(module.training))
     for name in saved:
         _train_whole(model, name)
     if config.tokens:

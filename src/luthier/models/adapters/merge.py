@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.models.adapters import borrowed
+from luthier.models.adapters.experts import expert_layers
 from luthier.models.adapters.insert import CONFIG_ATTRIBUTE
 from luthier.models.adapters.lora import ORIGINAL, LoRALinear, adapted_layers, replace_module
 from luthier.models.adapters.tokens import token_layers
@@ -32,6 +33,8 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
         return model.requires_grad_(False)
     for name, layer in adapted_layers(model).items():
         replace_module(model, name, merged_layer(layer))
+    for name, experts in expert_layers(model).items():
+        replace_module(model, name, experts.merged())
     for name, rows in token_layers(model).items():
         replace_module(model, name, rows.merged())
     _make_dense(model)

@@ -38,6 +38,8 @@ class Full(Section):
     """Every weight is trained."""
 
     type: Literal["full"] = "full"
+    train_router: bool = False
+    """Train what sends tokens to experts, too. Default: routers stay as they are."""
 
 
 class Freeze(Section):
@@ -54,6 +56,8 @@ class Freeze(Section):
     """Also train the token embeddings (and a tied head)."""
     head: bool = False
     """Also train the output head."""
+    train_router: bool = False
+    """Train what sends tokens to experts, too. Default: routers stay as they are."""
 
 
 class LoRA(Section):
@@ -67,9 +71,9 @@ class LoRA(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input."""
     target: Target = ALL_LINEAR
-    """`all-linear` (every linear layer but the head), names such as `[q_proj, v_proj]`, or a regular expression for dotted names."""
+    """`all-linear` (every linear layer but the head, experts too), names such as `[q_proj, v_proj]`, or a regular expression."""
     exclude: tuple[str, ...] = ()
-    """Layers that get no adapter though `target` names them, e.g. `[down_proj]`."""
+    """Layers that get no adapter though `target` names them, e.g. `[down_proj]` or `[experts]`."""
     layers: tuple[int, ...] = ()
     """Only the decoder layers with these numbers, from 0; not with a regular expression. Default: all."""
     rank_pattern: dict[str, Positive] = {}
@@ -90,6 +94,8 @@ class LoRA(Section):
     """Modules trained whole and saved with the adapter, e.g. `[embed_tokens, lm_head]`."""
     trainable_tokens: tuple[str, ...] = ()
     """Tokens whose rows of embeddings and head are trained too, e.g. `["<|im_start|>"]`; new tokens always are."""
+    train_router: bool = False
+    """Train what sends tokens to experts, whole, beside the adapters. Default: routers stay as they are."""
 
     @model_validator(mode="after")
     def _possible(self) -> LoRA:

@@ -51,6 +51,8 @@ class Train(Section):
     """Gradients are scaled down to this global norm; 0 turns clipping off."""
     neftune: Annotated[float, Field(ge=0)] = 0.0
     """Noise on the token embeddings while training (NEFTune, Jain et al. 2023): its alpha, usually 5 to 15. 0 is none."""
+    router_aux_loss: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the loss that keeps experts evenly used. Default: the model's own while its routers are trained, else 0."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each target that is spread evenly over the vocabulary. The training loss is then the smoothed one."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "pure_bf16", "fp8"] = "auto"
