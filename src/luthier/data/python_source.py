@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from luthier.data.examples import Origin
 from luthier.data.problems import RowProblem
@@ -41,7 +42,7 @@ def yielded_rows(named: str) -> Iterator[Row]:
     Raises:
         UserError: it cannot be imported, raises, or yields nothing.
     """
-    file, function = _function(named)
+    file, function = imported(named)
     try:
         made = function()
         if not isinstance(made, Iterable) or isinstance(made, str | dict):
@@ -52,7 +53,7 @@ def yielded_rows(named: str) -> Iterator[Row]:
     except UserError:
         raise
     except Exception as error:  # whatever the user's code raises
-        raise _told(error, file) from error
+        raise told(error, file) from error
     if number < 0:
         raise UserError(f"`{function.__name__}` yields no rows", where=shown(file))
 
@@ -63,7 +64,7 @@ def mapped_rows(named: str, rows: Iterable[Row]) -> Iterator[Row]:
     Raises:
         UserError: it cannot be imported.
     """
-    file, function = _function(named)
+    file, function = imported(named)
     for origin, row in rows:
         if isinstance(row, RowProblem):
             yield origin, row
@@ -71,15 +72,20 @@ def mapped_rows(named: str, rows: Iterable[Row]) -> Iterator[Row]:
         try:
             made = function(row)
         except Exception as error:  # whatever the user's code raises
-            yield origin, RowProblem(str(_told(error, file)))
+            yield origin, RowProblem(str(told(error, file)))
             continue
         for each in made if isinstance(made, list) else [] if made is None else [made]:
             yield origin, each
 
 
-def _function(named: str) -> tuple[Path, Callable[..., Any]]:
+def imported(named: str) -> tuple[Path, Callable[..., Any]]:
+    """The file of `file.py:function`, and the function.
+
+    Raises:
+        UserError: there is no such file or function, or the file fails when it is run.
+    """
     file, name = code_file(named), named.rpartition(":")[2]
-    spec = importlib.util.spec_from_file_location(f"luthier_rows_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(f"luthier_own_{file.stem}_{crc32(bytes(file.absolute())):08x}", file)
     if spec is None or spec.loader is None:
         raise UserError("is not a Python file", where=shown(file))
     module = importlib.util.module_from_spec(spec)
@@ -87,7 +93,7 @@ def _function(named: str) -> tuple[Path, Callable[..., Any]]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's code raises
-        raise _told(error, file) from error
+        raise told(error, file) from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
@@ -95,7 +101,7 @@ def _function(named: str) -> tuple[Path, Callable[..., Any]]:
     return file, function
 
 
-def _told(error: Exception, file: Path) -> UserError:
+def told(error: Exception, file: Path) -> UserError:
     """An error of the user's code in one line, with the line of the file where it happened."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return UserError(f"SyntaxError: {error.msg}", where=f"{shown(file)}:{error.lineno}")

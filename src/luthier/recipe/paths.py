@@ -16,7 +16,7 @@ from typing import Any
 from luthier.recipe.document import Key
 
 _FILES = {(*place, *rest) for place in (("data", "train"), ("data", "validation")) for rest in ((), ("path",), ("python",))}
-_FILES.add(("data", "registry"))
+_FILES |= {("data", "registry"), ("stage", "rewards", "python"), ("stage", "rewards", "file")}
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://.*", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ENDING = re.compile(r"\.(json|jsonl|ndjson|csv|tsv|parquet|txt|gz|zst|py|yaml|md)", re.IGNORECASE)
