@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from luthier.objectives.rewards.code import tests_of
+from luthier.objectives.rewards.code import read_tests
 from luthier.objectives.rewards.http import _written
 from luthier.recipe.sections.rewards import Reward, Rewards
 from tests.objectives.rewards.answers import answer, value
@@ -51,7 +51,7 @@ def test_the_table_of_exact_matches_is_true(page):
 @each_page
 def test_the_forms_of_tests_are_told_apart(page):
     (block,) = blocks(page, "text")
-    kinds = [[type(test) for test in tests_of(re.split("  +", line)[0])] for line in block.splitlines()]
+    kinds = [[type(test) for test in read_tests(re.split("  +", line)[0])] for line in block.splitlines()]
     assert kinds == [[str], [str, str], [dict]]
 
 

@@ -58,7 +58,7 @@ class CodeReward:
     def _one(self, answer: Answer) -> float | Bad:
         if answer.reference is None:
             return NO_REFERENCE
-        tests = tests_of(answer.reference)
+        tests = read_tests(answer.reference)
         if isinstance(tests, Bad):
             return tests
         block = last_block(answer.text)
@@ -92,7 +92,7 @@ class CodeReward:
             _remove(folder)
 
 
-def tests_of(reference: str) -> list[str | Mapping[str, str]] | Bad:
+def read_tests(reference: str) -> list[str | Mapping[str, str]] | Bad:
     """The tests that a reference holds: texts of Python, or mappings with `input` and `output`."""
     try:
         value: Any = json.loads(reference)
