@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from luthier.errors import UserError
 from luthier.export.combine import PRUNING, CombineMethod, combine
 from luthier.models.adapters.config import AdapterConfig
+from luthier.models.adapters.contents import read_contents
+from luthier.models.adapters.experts import expert_layers
 from luthier.models.adapters.format import read_config, write_adapter
 from luthier.models.adapters.insert import insert_adapter
 from luthier.models.adapters.lora import adapted_layers
@@ -130,3 +132,35 @@ def test_what_cannot_be_combined_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="not empty"):
         combine([first, first], first)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek"])
+def test_experts_are_combined_one_by_one(family: str, tmp_path: Path) -> None:
+    """Their updates add up as those of layers do, at unlike ranks too, and the result is what PEFT loads."""
+
+    def fused(folder: Path) -> dict[str, Tensor]:
+        model = build(family)
+        load_adapter(model, folder)
+        weights = {
+            f"{name}.{part}": getattr(layer.base_layer, part) for name, layer in expert_layers(model).items() for part in ranks
+        }
+        merged = [layer.effective_weights() for layer in expert_layers(model).values()]
+        new = dict(zip(weights, (one[part] for one in merged for part in ranks), strict=True))
+        return {name: (new[name] - weights[name]).detach() for name in weights}
+
+    ranks = ("gate_up_proj", "down_proj")
+    first = adapter(tmp_path / "a", 1, family, experts=True, rank_pattern={"gate_up_proj": 2}, rslora=True)
+    second = adapter(tmp_path / "b", 2, family, experts=True)
+    out = combine([first, second], tmp_path / "out", weights=WEIGHTS, method="cat")
+    (one, other), found = (fused(first), fused(second)), fused(out)
+    assert found
+    for name, value in found.items():
+        torch.testing.assert_close(value, WEIGHTS[0] * one[name] + WEIGHTS[1] * other[name], atol=1e-5, rtol=1e-4)
+    ours = build(family)
+    load_adapter(ours, out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(build(family), str(out)).eval()
+    torch.testing.assert_close(logits(ours), logits(theirs), atol=1e-4, rtol=0)
+    combine([second, second], tmp_path / "half", method="ties")
+    assert any("experts" in name for name in read_contents(tmp_path / "half").experts)

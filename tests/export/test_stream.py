@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -22,10 +23,11 @@ from luthier.models.adapters.format import write_adapter
 from luthier.models.adapters.insert import insert_adapter
 from luthier.models.methods import load_adapter
 from luthier.models.policy import save_model
+from luthier.models.stored import StoredWeights
 from luthier.recipe.schema import Model
 from tests.chat_folders import adapter_folder, model_folder, write_tokenizer
 from tests.export.test_merge import run_folder
-from tests.families import MATRIX, build
+from tests.families import MATRIX, MIXTURES, build
 from tests.models.quantised import load, logits
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -78,8 +80,6 @@ def test_what_else_an_adapter_holds(settings: str, tied: bool, tmp_path: Path, m
 
 def test_names_without_the_decoder_s_prefix_are_found(tmp_path: Path) -> None:
     """GPT-2 is published as `h.0…`, not `transformer.h.0…`."""
-    from safetensors.torch import load_file, save_file
-
     base = model_folder("gpt2", tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     save_file({name.removeprefix("transformer."): value for name, value in tensors.items()}, base / "model.safetensors")
@@ -183,3 +183,24 @@ def test_a_large_model_passes_through_the_memory_of_a_shard(
     assert done.returncode == 0, done.stderr
     told = f"{int(done.stdout) / 1e6:.0f} MB more for a model of {size / 1e6:.0f} MB"
     assert int(done.stdout) > size if way == "whole" else int(done.stdout) < 0.25 * size, told
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_are_streamed_however_the_files_have_them(family: str, tmp_path: Path) -> None:
+    base = model_folder(family, tmp_path / "base")
+    adapter = adapter_folder(family, tmp_path / "adapter", base, experts=True, target="all-linear")
+    assert any("experts" in key for key in StoredWeights(adapter))
+    assert stream(base, adapter, dtype=torch.float32) is not None
+    same(merge(base, tmp_path / "out", adapter=adapter), in_memory(base, adapter, tmp_path / "whole"))
+
+
+def test_experts_that_are_not_all_there_are_not_guessed(tmp_path: Path) -> None:
+    base = model_folder("qwen3_moe", tmp_path / "base")
+    adapter = adapter_folder("qwen3_moe", tmp_path / "adapter", base, experts=True)
+    tensors = load_file(base / "model.safetensors")
+    key = next(key for key in tensors if ".experts.2.up_proj" in key)
+    save_file(
+        {name.replace("up_proj", "branch") if name == key else name: value for name, value in tensors.items()},
+        base / "model.safetensors",
+    )
+    assert stream(base, adapter, dtype=torch.float32) is None

@@ -85,14 +85,16 @@ def _facts(contents: Contents) -> dict[str, str]:
     """What `show` prints: name → text."""
     config = contents.config
     kinds = [name for name, there in (("rsLoRA", config.rslora), ("DoRA", config.dora)) if there]
-    ranks = sorted({len(a) for a, _ in contents.layers.values()})
+    ranks = sorted({len(a) for a, _ in contents.parts.values()})
     modules = sorted({name.rpartition(".")[2] for name in contents.layers})
+    fused = sorted({".".join(name.split(".")[-2:]) for name in contents.experts})
     return {
         "folder": str(contents.folder),
         "base": contents.base or "not named",
         "kind": ", ".join(["LoRA", *kinds]),
         "rank": ", ".join(map(str, ranks)) + f" (alpha {config.alpha:g})",
         "layers": f"{len(contents.layers)}: {', '.join(modules)}",
+        **({"experts": f"{len(contents.experts)}: {', '.join(fused)}"} if fused else {}),
         "numbers": f"{contents.count():,}",
         "besides": ", ".join(contents.others) or "nothing",
     }

@@ -30,7 +30,7 @@ from luthier.errors import UserError
 from luthier.export.source import find_source, has_tokenizer
 from luthier.files import publish, temporary_sibling
 from luthier.models.adapters.config import AdapterConfig
-from luthier.models.adapters.contents import Contents, read_contents
+from luthier.models.adapters.contents import Contents, Pair, as_stored, read_contents
 from luthier.models.adapters.format import is_adapter, write_tensors
 
 CombineMethod = Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
@@ -70,7 +70,7 @@ def combine(
     shares = _shares(weights, len(folders), method)
     _check(contents, method, density)
     tensors = _combined(contents, shares, method, density=density, rank=rank, seed=seed)
-    _write(out.absolute(), contents[0], tensors, folders[0])
+    _write(out.absolute(), contents, tensors, folders[0])
     return out
 
 
@@ -114,11 +114,11 @@ def _check(contents: Sequence[Contents], method: str, density: float) -> None:
             )
     first, *rest = contents
     for each in rest:
-        for name in first.layers.keys() & each.layers.keys():
-            if first.shape(name) != each.shape(name):
+        for name in first.parts.keys() & each.parts.keys():
+            (outputs, inputs), (others, other) = _shape(each.parts[name]), _shape(first.parts[name])
+            if (outputs, inputs) != (others, other):
                 raise UserError(
-                    f"`{name}` maps {each.shape(name)[1]} numbers to {each.shape(name)[0]}, and {first.shape(name)[1]} to "
-                    f"{first.shape(name)[0]} in `{first.folder}`",
+                    f"`{name}` maps {inputs} numbers to {outputs}, and {other} to {others} in `{first.folder}`",
                     where=str(each.folder),
                     hint="Adapters of one base model are needed.",
                 )
@@ -148,7 +148,7 @@ def _combined(
             model = peft.PeftModel(_skeleton(contents), settings, adapter_name=name)
         else:
             model.add_adapter(name, settings)
-        for layer, (a, b) in each.layers.items():
+        for layer, (a, b) in each.parts.items():
             module = model.base_model.model.get_submodule(layer)
             module.lora_A[name].weight.data, module.lora_B[name].weight.data = a, b
     with torch.random.fork_rng(devices=[]):
@@ -163,7 +163,7 @@ def _combined(
             svd_full_matrices=False,
         )
     found = {}
-    for layer in sorted({layer for each in contents for layer in each.layers}):
+    for layer in sorted({layer for each in contents for layer in each.parts}):
         module = model.base_model.model.get_submodule(layer)
         found[layer] = module.lora_A["combined"].weight.data, module.lora_B["combined"].weight.data
     return found
@@ -172,24 +172,30 @@ def _combined(
 def _settings(peft: Any, contents: Contents) -> Any:
     """An adapter's settings for PEFT, its layers by their full names."""
     config = contents.config
-    ranks = {name: len(a) for name, (a, _) in contents.layers.items()}
+    ranks = {name: len(a) for name, (a, _) in contents.parts.items()}
     return peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         use_rslora=config.rslora,
-        target_modules=list(contents.layers),
+        target_modules=list(ranks),
         rank_pattern={name: rank for name, rank in ranks.items() if rank != config.rank},
-        alpha_pattern={name: config.rank_and_alpha(name)[1] for name in ranks},
+        alpha_pattern={name: contents.alpha(name) for name in ranks},
         init_lora_weights=False,
     )
+
+
+def _shape(pair: Pair) -> tuple[int, int]:
+    """(out, in) of an adapted layer."""
+    a, b = pair
+    return b.shape[0], a.shape[1]
 
 
 def _skeleton(contents: Sequence[Contents]) -> nn.Module:
     """Modules of the adapted layers' names and sizes, whose weights take no memory."""
     root = nn.Module()
     for each in contents:
-        for name in each.layers:
-            outputs, inputs = each.shape(name)
+        for name, pair in each.parts.items():
+            outputs, inputs = _shape(pair)
             *path, leaf = name.split(".")
             parent = root
             for part in path:
@@ -202,15 +208,28 @@ def _skeleton(contents: Sequence[Contents]) -> nn.Module:
     return root
 
 
-def _write(out: Path, first: Contents, layers: Mapping[str, tuple[Tensor, Tensor]], tokenizer: Path) -> None:
+def _gathered(name: str, parts: Mapping[str, Pair]) -> Pair:
+    """A [E, r, in] and B [E, out, r] of a fused parameter, from those of its experts."""
+    count = sum(part.rpartition(".")[0] == name for part in parts)
+    a, b = zip(*(parts[f"{name}.{expert}"] for expert in range(count)), strict=True)
+    return torch.stack(a), torch.stack(b)
+
+
+def _write(out: Path, contents: Sequence[Contents], parts: Mapping[str, Pair], tokenizer: Path) -> None:
     """The combined adapter as a folder, with the tokenizer of the first one beside it."""
-    ranks = {name: len(a) for name, (a, _) in layers.items()}
+    first, fused = contents[0], sorted({name for each in contents for name in each.experts})
+    experts = {name: _gathered(name, parts) for name in fused}
+    layers = {name: pair for name, pair in parts.items() if name.rpartition(".")[0] not in experts}
+    apart = {name for name in layers for each in contents if each.config.names_weight_of(name)}
+    ranks = {f"{name}.weight" if name in apart else name: len(a) for name, (a, _) in layers.items()}
+    ranks |= {name: a.shape[1] for name, (a, _) in experts.items()}
     rank = max(ranks.values())
     others = {name: own for name, own in ranks.items() if own != rank}
     config = AdapterConfig(
         rank=rank,
         alpha=rank,
-        target=tuple(layers),
+        target=tuple(name for name in layers if name not in apart),
+        parameters=(*(f"{name}.weight" for name in sorted(apart)), *fused),
         rank_pattern=others,
         alpha_pattern={name: float(own) for name, own in others.items()},
     )
@@ -218,7 +237,7 @@ def _write(out: Path, first: Contents, layers: Mapping[str, tuple[Tensor, Tensor
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        write_tensors(temporary, config.to_peft(base=first.base, transposed=first.transposed), layers)
+        write_tensors(temporary, config.to_peft(base=first.base, transposed=first.transposed), layers | as_stored(experts))
         if has_tokenizer(tokenizer):
             load_tokenizer(tokenizer).save(temporary)
         publish(temporary, out)

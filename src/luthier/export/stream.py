@@ -4,8 +4,8 @@
 
 The architecture is built without memory for its weights and given the adapter, so which layer gets what, and by which formula, is asked
 of the same code that trains. Peak memory is the adapter, a few copies of the largest tensor, and the pages of one file. What
-is called otherwise in the files than in the architecture (fused experts), or is a part of a tensor (trained rows, new tokens), cannot be
-done one tensor at a time; `stream` says so by returning None, and the whole model is merged instead.
+is called otherwise in the files than in the architecture (but for experts, see `experts`), or is a part of a tensor (trained rows, new
+tokens), cannot be done one tensor at a time; `stream` says so by returning None, and the whole model is merged instead.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from luthier.export.experts import expert_work
 from luthier.export.tensors import Later
 from luthier.models.adapters.format import file_keys, kind_of, read_values
 from luthier.models.adapters.format import read_config as read_adapter
@@ -87,7 +88,13 @@ def stream(
     changed = {*layers, *whole}
     if HEAD in changed and getattr(config, NORMALISED_HEAD, False):
         return None
-    if len(whole) + sum(map(len, parts.values())) < len(values) or not all(name in names for name in changed | rounded):
+    experts = expert_work(model, stored, values, names.own)
+    if experts is None:
+        return None
+    of_experts = sum(".adapters." in name for name in values)
+    if len(whole) + sum(map(len, parts.values())) + of_experts < len(values) or not all(
+        name in names for name in changed | rounded
+    ):
         return None
     tensors = {}
     for key, source, name in names.written(changed):
@@ -95,7 +102,7 @@ def stream(
         work = _Work(
             stored, source, name in transposed, scheme if name in rounded else None, layers.get(name), parts.get(name, {})
         )
-        make = partial(_given, whole[name]) if name in whole else work
+        make = partial(_given, whole[name]) if name in whole else experts.get(key, work)
         tensors[key] = Later(shape, dtype if kept.is_floating_point else kept, make)
     return Stream(_described(config, base, dtype, untied=names.unties(changed)), tensors)
 
@@ -120,6 +127,10 @@ class _Names:
             name: [other for other, same in parameters.items() if same is parameter and other != name]
             for name, parameter in parameters.items()
         }
+
+    def own(self, name: str) -> str | None:
+        """The key of a parameter that lies in the files under its own name, or None."""
+        return self._own.get(name)
 
     def __contains__(self, name: object) -> bool:
         return any(other in self._own for other in (name, *self._tied.get(str(name), ())))

@@ -186,9 +186,13 @@ class AdapterConfig:
 
     def selects(self, name: str) -> bool:
         """Whether the rules name this module (for `all-linear`, only whether they leave it in)."""
-        if _named(self.parameters, f"{name}.weight"):
+        if self.names_weight_of(name):
             return True
         return self._leaves_in((name,)) and (self.target == ALL_LINEAR or _named(self.target, name))
+
+    def names_weight_of(self, name: str) -> bool:
+        """Whether the rules name this module by its weight, as a parameter."""
+        return _named(self.parameters, f"{name}.weight")
 
     def selects_parameter(self, name: str) -> bool:
         """Whether the rules name this fused parameter of experts."""

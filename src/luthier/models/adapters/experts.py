@@ -66,6 +66,11 @@ class ExpertFactors(nn.Module):
         """A [E, r, in] and B [E, out, r]."""
         return self.lora_A.view(self.count, self.rank, -1), self.lora_B.view(-1, self.rank, self.count).permute(2, 0, 1)
 
+    def difference(self, expert: int) -> Tensor:
+        """s B A of one expert, [out, in]."""
+        a, b = self.factors()
+        return b[expert] @ a[expert] * self.scaling
+
     def added_to(self, weight: Tensor) -> Tensor:
         """W + s B A as the module stores it; differentiable in the adapter."""
         a, b = self.factors()
