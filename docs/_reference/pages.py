@@ -21,13 +21,15 @@ import yaml
 
 from luthier.cli.app import app
 from luthier.models.catalog import NOTES, Entry, entries
-from luthier.recipe.help import Field, fields, section_at
+from luthier.recipe.help import Field, fields, fields_of, section_at
 from luthier.recipe.schema import Section
+from luthier.recipe.sections.rewards import Reward, Weighted
 
 FIELDS, COMMANDS, CARD = "<!-- recipe fields -->", "<!-- commands -->", "<!-- the card of tiny -->"
 METHODS, VARIANTS = "<!-- methods and families -->", "<!-- variants of LoRA and bases -->"
 CATALOGUE = "<!-- the catalogue -->"
-UNIONS = ("stage", "method", "train.optimizer")
+REWARDS = "<!-- rewards -->"
+UNIONS = ("stage", "method", "train.optimizer", "stage.rewards")
 """Fields that take one of several sections."""
 TINY = Path(__file__).resolve().parents[2] / "src/luthier/models/tiny"
 Translate = Callable[[str], str]
@@ -42,6 +44,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         CATALOGUE: model_reference,
         METHODS: method_table,
         VARIANTS: variant_table,
+        REWARDS: reward_reference,
         CARD: model_card,
     }
     for marker, write in writers.items():
@@ -77,14 +80,29 @@ def recipe_reference(translate: Translate) -> str:
     for (key, only), rows in groups.items():
         title = f"{key}: {only}" if only else key
         texts = tuple(row.text for row in rows)
+        section = section_at(tuple(key.split(".")) if key else (), only)
         parts.append(f"## `{title}` {{ #{key}{f'-{only}' if only else ''} }}" if key else f"## {translate('The whole recipe')}")
         parts.append(translate(_about(key, only)))
         if texts in seen:
             parts.append(f"{translate('The fields are those of')} [`{seen[texts]}`](#{seen[texts]}).")
             continue
         seen[texts] = key
-        parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, parents, translate) for row in rows]))
+        parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, section, parents, translate) for row in rows]))
         parts += [_union(row, translate) for row in rows if row.key in UNIONS]
+    return "\n\n".join(parts)
+
+
+def reward_reference(translate: Translate) -> str:
+    """A table of what all rewards have, then one for each reward that has more."""
+    common = fields_of(Weighted, ("stage", "rewards"))
+    parts: list[str] = []
+    for kind in (Weighted, *get_args(get_args(Reward)[0])):
+        known = () if kind is Weighted else common
+        rows = [row for row in fields_of(kind, ("stage", "rewards")) if row not in known and not row.key.endswith(".type")]
+        about = translate(inspect.cleandoc(kind.__doc__ or ""))
+        parts.append(about if kind is Weighted else f"`{kind.model_fields['type'].default}`: {about}")
+        if rows:
+            parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, kind, set(), translate) for row in rows]))
     return "\n\n".join(parts)
 
 
@@ -93,25 +111,29 @@ def _about(key: str, only: str | None) -> str:
     return inspect.cleandoc(section.__doc__ or "") if section else ""
 
 
-def _field(row: Field, parents: set[str], translate: Translate) -> tuple[str, str, str]:
+def _field(row: Field, section: type[Section] | None, parents: set[str], translate: Translate) -> tuple[str, str, str]:
     name = f"`{row.key.rpartition('.')[2]}`"
     if row.key in parents and row.key not in UNIONS:  # whose members have sections of their own
         name = f"[{name}](#{row.key})"
     default = translate("required") if row.default is None else f"{translate('default')} `{row.default}`"
-    return name, f"{_kind(row.type, _values(row), translate)}<br>{default}", translate(row.text)
+    return name, f"{_kind(row.type, _values(row, section), translate)}<br>{default}", translate(row.text)
 
 
 def _kind(words: str, values: set[str], translate: Translate) -> str:
     """A type in words, such as `whole number | auto` or `list of (a | b)`, with the values among them as code."""
     if words.startswith("list of ("):
-        return f"{translate('list of')} {_kind(words.removeprefix('list of (').removesuffix(')'), values, translate)}"
+        return f"{translate('list of')} {_kind(_inner(words), values, translate)}"
     return " · ".join(f"`{part}`" if part in values else translate(part) for part in words.split(" | "))
 
 
-def _values(row: Field) -> set[str]:
-    """What can be written for a field as it stands: its literals, the names of its union's members, true and false."""
-    parent, _, name = row.key.rpartition(".")
-    section = section_at(tuple(parent.split(".")) if parent else (), row.only)
+def _inner(words: str) -> str:
+    """`a | b` of `list of (a | b)`."""
+    return words.removeprefix("list of (").removesuffix(")")
+
+
+def _values(row: Field, section: type[Section] | None) -> set[str]:
+    """What can be written for a field of a section as it stands: its literals, the names of its union's members, true and false."""
+    name = row.key.rpartition(".")[2]
     waiting, found = [section.model_fields[name].annotation] if section else [], {"true", "false"}
     while waiting:
         kind = waiting.pop()
@@ -127,7 +149,7 @@ def _values(row: Field) -> set[str]:
 
 
 def _union(row: Field, translate: Translate) -> str:
-    about = [(f"`{tag}`", translate(_about(row.key, tag))) for tag in row.type.split(" | ")]
+    about = [(f"`{tag}`", translate(_about(row.key, tag))) for tag in _inner(row.type).split(" | ")]
     return _table(translate, (f"`{row.key}`", "Meaning"), about)
 
 
@@ -273,4 +295,5 @@ def texts() -> set[str]:
     method_table(keep)
     variant_table(keep)
     model_reference(keep)
+    reward_reference(keep)
     return found

@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 
 from luthier.objectives.rewards.code import read_tests
 from luthier.objectives.rewards.http import _written
-from luthier.recipe.sections.rewards import Reward, Rewards
+from luthier.recipe.sections.rewards import Reward, Rewards, Weighted
+from tests.docs.test_reference import pages
 from tests.objectives.rewards.answers import answer, value
 from tests.repo.pages import blocks
 
@@ -37,6 +38,14 @@ def test_every_reward_is_in_the_table(page):
         "type",
         *types,
     ]
+
+
+def test_every_option_is_told():
+    told = pages.reward_reference(pages.chinese)
+    for kind in get_args(get_args(Reward)[0]):
+        own = told.partition(f"`{kind.model_fields['type'].default}`: ")[2].partition("\n\n`")[0]
+        options = {*kind.model_fields} - {*Weighted.model_fields, "type"}
+        assert {*re.findall(r"^\| `(\w+)`", own, re.MULTILINE)} == options
 
 
 @each_page

@@ -37,7 +37,12 @@ class Field:
 @cache
 def fields() -> tuple[Field, ...]:
     """Every field of the recipe in the order of the schema, sections before their parts."""
-    return tuple(_walk(Recipe, (), None))
+    return tuple(dict.fromkeys(_walk(Recipe, (), None)))  # several stages may have the same part
+
+
+def fields_of(section: type[Section], key: Key, only: str | None = None) -> tuple[Field, ...]:
+    """The fields of one section, as if it stood at `key`."""
+    return tuple(dict.fromkeys(_walk(section, key, only)))
 
 
 def section_at(key: Key, tag: Any = None) -> type[Section] | None:
@@ -47,17 +52,16 @@ def section_at(key: Key, tag: Any = None) -> type[Section] | None:
         key: a place in a recipe.
         tag: the `type` there, which chooses among the members of a union. Default: the type that is taken when none is given.
     """
-    section: type[Section] | None = Recipe
+    members: list[type[Section]] = [Recipe]
+    usual: str | None = None
     for part in key:
         if isinstance(part, int):
             continue
-        if section is None or part not in section.model_fields:
-            return None
-        info = section.model_fields[part]
-        members = _sections_in(info.annotation)
-        wanted = tag or getattr(info.default, "type", None)
-        section = next((m for m in members if _tag(m) == wanted), members[0] if members else None)
-    return section
+        around = [section.model_fields[part] for section in members if part in section.model_fields]
+        members = list(dict.fromkeys(member for info in around for member in _sections_in(info.annotation)))
+        usual = getattr(around[0].default, "type", None) if around else None
+    wanted = tag or usual
+    return next((member for member in members if _tag(member) == wanted), members[0] if members else None)
 
 
 def _tag(section: type[Section]) -> str | None:

@@ -28,8 +28,11 @@ _SHORT = {
     ("train", "optimizer"): "type",
     ("data", "train"): "path",
     ("data", "validation"): "path",
+    ("stage", "rewards"): "type",
 }
 """Places where a bare name stands for a mapping with this one key."""
+_LISTS = {("data", "train"), ("data", "validation"), ("stage", "rewards")}
+"""Those of them where one stands for a list of one."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -105,7 +108,7 @@ def _lay_over(node: Any, key: Key, value: Any, text: str, place: Key = ()) -> An
         return value
     head, rest = key[0], key[1:]
     names = tuple(part for part in place if isinstance(part, str))
-    if names in _SHORT and isinstance(node, str | dict) and isinstance(head, int) and names[0] == "data":
+    if names in _LISTS and isinstance(node, str | dict) and isinstance(head, int):
         node = [node]
     elif names in _SHORT and isinstance(node, str):
         node = {_SHORT[names]: node}

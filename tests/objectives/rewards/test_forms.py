@@ -129,7 +129,7 @@ def test_hostile_schemas_and_answers_are_bad():
 def test_schemas_that_are_none_are_mistakes(tmp_path):
     pytest.importorskip("jsonschema")
     for written, said in (
-        ({"inline": {"type": "whole"}}, "rewards.inline: is not a JSON schema"),
+        ({"inline": {"type": "whole"}}, "stage.rewards: is not a JSON schema"),
         ({"file": str(tmp_path / "no.json")}, "cannot be read: No such file"),
     ):
         with pytest.raises(UserError, match=said):

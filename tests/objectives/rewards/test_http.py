@@ -242,15 +242,15 @@ def test_a_name_is_resolved_once(server, monkeypatch):
 )  # fmt: skip
 def test_private_addresses_are_refused(host):
     with pytest.raises(UserError, match=r"on this machine or a private network|cannot be found"):
-        endpoint(f"http://{host}/", allow_private=False, where="rewards.url")
+        endpoint(f"http://{host}/", allow_private=False, where="stage.rewards")
 
 
 def test_one_private_address_among_public_ones_is_enough(monkeypatch):
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in ("1.1.1.1", "10.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(UserError, match=r"`judge.example` is 10.0.0.1, on this machine or a private network"):
-        endpoint("https://judge.example", allow_private=False, where="rewards.url")
-    assert endpoint("https://judge.example", allow_private=True, where="rewards.url").addresses == ("1.1.1.1", "10.0.0.1")
+        endpoint("https://judge.example", allow_private=False, where="stage.rewards")
+    assert endpoint("https://judge.example", allow_private=True, where="stage.rewards").addresses == ("1.1.1.1", "10.0.0.1")
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
@@ -273,7 +273,7 @@ def test_public_addresses(address):
 )
 def test_addresses_that_are_none(url, said):
     with pytest.raises(UserError, match=said):
-        endpoint(url, allow_private=True, where="rewards.url")
+        endpoint(url, allow_private=True, where="stage.rewards")
 
 
 def test_a_token_has_to_be_there(monkeypatch):

@@ -48,7 +48,7 @@ class CodeReward:
         said = self._run("pass", ["pass"])
         if isinstance(said, Bad):
             hint = "Set `isolation: limits` to run answers with limits of time and memory alone."
-            raise UserError(f"code cannot be isolated here: {said.why}", where="rewards.isolation", hint=hint)
+            raise UserError(f"code cannot be isolated here: {said.why}", where="stage.rewards", hint=hint)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float | Bad]:
         """1 or 0, or the share of tests that pass; bad where there are no tests or they cannot be run."""

@@ -41,7 +41,7 @@ class HttpReward:
 
     def __init__(self, settings: Http) -> None:
         self.settings = settings
-        self.endpoint = endpoint(settings.url, allow_private=settings.allow_private, where="rewards.url")
+        self.endpoint = endpoint(settings.url, allow_private=settings.allow_private, where="stage.rewards")
         self.headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "luthier"}
         if settings.token_env:
             self.headers["Authorization"] = f"Bearer {_token(settings.token_env)}"
@@ -188,7 +188,7 @@ def _told(error: Exception, seconds: float) -> str:
 def _token(variable: str) -> str:
     token = os.environ.get(variable, "").strip()
     if not token or not token.isascii() or not token.isprintable():
-        raise UserError(f"the environment variable `{variable}` holds no token", where="rewards.token_env", hint="Set it.")
+        raise UserError(f"the environment variable `{variable}` holds no token", where="stage.rewards", hint="Set it.")
     return token
 
 

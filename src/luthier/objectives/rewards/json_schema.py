@@ -85,7 +85,7 @@ def _refuse(constant: str) -> NoReturn:
 def _of_the_recipe(settings: JsonSchema) -> Any | None:
     if not settings.file and not settings.inline:
         return None
-    where = shown(Path(settings.file)) if settings.file else "rewards.inline"
+    where = shown(Path(settings.file)) if settings.file else "stage.rewards"
     try:
         return _validator(Path(settings.file).read_text("utf-8") if settings.file else json.dumps(settings.inline))
     except OSError as error:
@@ -133,7 +133,7 @@ def library() -> Any:
     except ImportError:
         raise UserError(
             "`json_schema` needs the package jsonschema",
-            where="rewards",
+            where="stage.rewards",
             hint="Install it with `pip install 'luthier[rewards]'`.",
         ) from None
     return jsonschema

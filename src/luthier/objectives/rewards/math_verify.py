@@ -33,7 +33,7 @@ class MathVerifyReward:
         if importlib.util.find_spec("math_verify") is None:
             raise UserError(
                 "`math_verify` needs the package math-verify",
-                where="rewards",
+                where="stage.rewards",
                 hint="Install it with `pip install 'luthier[rewards]'`.",
             )
         self.timeout = settings.timeout
@@ -70,7 +70,9 @@ class _Worker:
         self.end = weakref.finalize(self, _end, self.process)
         if self._reply() is None:
             self.end()
-            raise UserError("the process of math-verify does not start", where="rewards", hint=f"Try `python -I {_WORKER} 10`.")
+            raise UserError(
+                "the process of math-verify does not start", where="stage.rewards", hint=f"Try `python -I {_WORKER} 10`."
+            )
 
     def ask(self, question: str) -> str | None:
         """The worker's reply, or None if it has ended."""
