@@ -16,6 +16,7 @@ from luthier.cli.app import app
 from luthier.data.problems import Problems
 from luthier.data.read_examples import read_examples
 from luthier.recipe.load import load_recipe, recipe_from
+from luthier.recipe.pipeline import is_pipeline, load_pipeline
 from luthier.recipe.schema import Source
 from luthier.recipe.shipped import find_shipped
 
@@ -67,7 +68,11 @@ def test_recipes_on_the_page_load(page, tmp_path):
         {"model": "tiny", "data": {"train": "my.json"}} if page.parent.name == "docs" else {}
     )  # pages of the docs also show parts of a recipe
     for block in pages.blocks(page, "yaml"):
-        recipe_from(rest | yaml.safe_load(block), tmp_path)
+        values = rest | yaml.safe_load(block)
+        if is_pipeline(values):
+            assert load_pipeline(values).parts
+        else:
+            recipe_from(values, tmp_path)
 
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)

@@ -15,7 +15,7 @@ import typer
 
 from luthier.errors import UserError
 from luthier.runs import lines, process
-from luthier.runs.folder import OUTPUT, RunFolder, find_run, list_runs
+from luthier.runs.folder import OUTPUT, PIPELINE, RunFolder, find_run, list_runs
 from luthier.runs.reader import RunReader, Status
 
 INTERVAL = 0.3
@@ -144,8 +144,14 @@ def _entry(folder: RunFolder) -> dict[str, Any]:
     try:
         status = RunReader(folder).status()
     except (UserError, KeyError, ValueError) as error:
-        return {"name": folder.name, "folder": str(folder.path), "state": "unreadable", "message": str(error)}
-    return status.fields | {"name": folder.name, "folder": str(folder.path), "state": status.state}
+        return {"name": _title(folder), "folder": str(folder.path), "state": "unreadable", "message": str(error)}
+    return status.fields | {"name": _title(folder), "folder": str(folder.path), "state": status.state}
+
+
+def _title(folder: RunFolder) -> str:
+    """The name of a run; of a stage's run with its pipeline's."""
+    above = folder.path.resolve().parent
+    return f"{above.name}/{folder.name}" if (above / PIPELINE).is_file() else folder.name
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:

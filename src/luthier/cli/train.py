@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from luthier.errors import UserError
-from luthier.runs.folder import RunFolder, check_name, find_run, free_name
+from luthier.runs.folder import RunFolder, check_name, find_pipeline, find_run, free_name
 
 if TYPE_CHECKING:
     from luthier.runs.console import ConsoleCallback
@@ -66,6 +66,15 @@ def train(
     Any field of the recipe can be set after it: luthier train R.yaml train.learning_rate=2e-4 method.rank=16
     """
     given = [*(overrides or []), *([f"output={json.dumps(str(output), ensure_ascii=False)}"] if output else [])]
+    if (detach or nproc > 1) and _lists_stages(recipe):
+        from luthier.cli import train_stages
+
+        flags = _verbosity_flags(quiet, verbose)
+        if detach:
+            ranks = ["--nproc", str(nproc)] if nproc > 1 else []
+            raise typer.Exit(train_stages.in_background(recipe, given, name, [*flags, *ranks]))
+        train_stages.on_ranks(recipe, given, name, nproc, flags)
+        return
     if detach or nproc > 1:
         folder = _folder_of(recipe, given, name)
         arguments = ["train", recipe, *given, "--name", folder.name, *_verbosity_flags(quiet, verbose)]
@@ -88,6 +97,9 @@ def resume(
 
     A finished run goes further with a higher goal: luthier resume NAME train.max_steps=6000
     """
+    if stages := find_pipeline(name):
+        _resume_stages(stages, overrides or [], detach, nproc, quiet, verbose)
+        return
     folder = find_run(name)
     if detach or nproc > 1:
         arguments = ["resume", str(folder.path), *(overrides or []), *_verbosity_flags(quiet, verbose)]
@@ -96,6 +108,28 @@ def resume(
     from luthier import workshop
 
     workshop.resume(folder.path, overrides=overrides or [], callbacks=[_console(quiet, verbose)], progress=False)
+
+
+def _lists_stages(recipe: str) -> bool:
+    from luthier.recipe.pipeline import is_pipeline
+
+    return is_pipeline(recipe)
+
+
+def _resume_stages(folder: Path, overrides: list[str], detach: bool, nproc: int, quiet: bool, verbose: bool) -> None:
+    if detach:
+        hint = (
+            f"Resume one stage in the background, such as `{folder.name}/STAGE`, or use `nohup luthier resume {folder.name} &`."
+        )
+        raise UserError("works for one run, and this is a pipeline of several", where="--detach", hint=hint)
+    if nproc > 1:
+        from luthier.cli import train_stages
+
+        train_stages.resumed_on_ranks(folder, nproc, _verbosity_flags(quiet, verbose))
+        return
+    from luthier import workshop
+
+    workshop.resume(folder, overrides=overrides, callbacks=[_console(quiet, verbose)], progress=False)
 
 
 def _elsewhere(arguments: list[str], folder: RunFolder, detach: bool, nproc: int) -> None:

@@ -30,14 +30,20 @@ SAVING = 600
 """Seconds that ranks get to save after a signal, before they are killed."""
 
 
-def in_background(arguments: list[str], folder: RunFolder) -> int:
+def in_background(arguments: list[str], folder: RunFolder, place: Path | None = None) -> int:
     """Start `luthier ARGUMENTS` in a session of its own, and watch it until training has begun or it has failed.
 
     Its output goes to `log/console.txt` in the run folder. Returns 0 once it runs, or the exit code it failed with, after
     printing what it said.
+
+    Args:
+        arguments: of the command.
+        folder: of the run that is watched.
+        place: an existing folder for the output until then; default: the run's parent.
     """
-    folder.path.parent.mkdir(parents=True, exist_ok=True)
-    said = folder.path.parent / f"{TEMPORARY}{folder.name}-{os.getpid()}.log"
+    place = place or folder.path.parent
+    place.mkdir(parents=True, exist_ok=True)
+    said = place / f"{TEMPORARY}{folder.name}-{os.getpid()}.log"
     before = _attempt(folder)
     with said.open("wb") as log:
         process = subprocess.Popen(

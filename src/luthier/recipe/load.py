@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,45 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: anything is wrong with the file or an override; one line for each mistake.
     """
+    read = read_values(path)
+    values = absolute_paths(read.values, read.base)
+    given = [Override.parse(text).below(0) for text in overrides]
+    for override in given:
+        values = lay_over(values, override)
+    return validated(values, Places(read.file, read.places.lines, {override.key: override.text for override in given}))
+
+
+@dataclass(frozen=True)
+class Read:
+    """A recipe file as it stands.
+
+    Args:
+        file: its path.
+        values: its content.
+        places: the line of each key.
+    """
+
+    file: str
+    values: dict[str, Any]
+    places: Places
+
+    @property
+    def base(self) -> Path:
+        """The folder that its paths are relative to."""
+        return Path(self.file).parent
+
+    @property
+    def stem(self) -> str:
+        """Its name without folder and ending."""
+        return Path(self.file).stem
+
+
+def read_values(path: Path | str) -> Read:
+    """Read a recipe file, or a shipped recipe, without a look at what it means.
+
+    Raises:
+        UserError: there is no such file, or it holds no mapping.
+    """
     file = Path(path)
     if not file.exists():
         shipped = shipped_recipes()
@@ -52,11 +92,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             raise UserError("no such file or shipped recipe", where=str(path), hint=f"Did you mean `{meant}`?")
         file = shipped.get(str(path), file)
     document = read_document(file)
-    values = absolute_paths(document.values, file.parent)
-    given = [_parse_override(text) for text in overrides]
-    for key, value, text in given:
-        values = _lay_over(values, key, absolute_paths(value, Path.cwd(), key), text)
-    return _validate(values, Places(str(file), document.lines, {key: text for key, _, text in given}))
+    return Read(str(file), document.values, Places(str(file), document.lines))
 
 
 def recipe_from(mapping: Mapping[str, Any], base: Path) -> Recipe:
@@ -65,7 +101,7 @@ def recipe_from(mapping: Mapping[str, Any], base: Path) -> Recipe:
     Raises:
         UserError: one line for each mistake, with its key.
     """
-    return _validate(absolute_paths(dict(mapping), base), Places())
+    return validated(absolute_paths(dict(mapping), base), Places())
 
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str], base: Path | None = None) -> dict[str, Any]:
@@ -79,8 +115,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str], base: 
     """
     values = dict(mapping)
     for text in overrides:
-        key, value, _ = _parse_override(text)
-        values = _lay_over(values, key, absolute_paths(value, base or Path.cwd(), key), text)
+        values = lay_over(values, Override.parse(text).below(0, base))
     return values
 
 
@@ -89,17 +124,52 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _parse_override(text: str) -> tuple[Key, Any, str]:
-    name, equals, written = text.partition("=")
-    parts = name.strip().split(".")
-    if not equals or not all(parts):
-        meant = f"data.train={text}" if Path(text).exists() else "train.learning_rate=2e-4"
-        raise UserError(f"`{text}` is not an override", hint=f"Write `key=value`, e.g. `{meant}`.")
-    try:
-        value = parse_value(written)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"`{text[:80]}`: the value is not YAML", hint=f"Put it in quotes: `{name}='\"…\"'`.") from error
-    return tuple(int(part) if part.isdecimal() else part for part in parts), value, text
+@dataclass(frozen=True)
+class Override:
+    """A field that was set on the command line.
+
+    Args:
+        key: its place in the recipe.
+        value: what it is set to.
+        text: as it was typed.
+    """
+
+    key: Key
+    value: Any
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Override:
+        """Read `key.sub=value`.
+
+        Raises:
+            UserError: it has no `=`, or the value is not YAML.
+        """
+        name, equals, written = text.partition("=")
+        parts = name.strip().split(".")
+        if not equals or not all(parts):
+            meant = f"data.train={text}" if Path(text).exists() else "train.learning_rate=2e-4"
+            raise UserError(f"`{text}` is not an override", hint=f"Write `key=value`, e.g. `{meant}`.")
+        try:
+            value = parse_value(written)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"`{text[:80]}`: the value is not YAML", hint=f"Put it in quotes: `{name}='\"…\"'`.") from error
+        return cls(tuple(int(part) if part.isdecimal() else part for part in parts), value, text)
+
+    def below(self, depth: int, base: Path | None = None) -> Override:
+        """The same without the first parts of its key, its paths made absolute against `base` (default: the working directory)."""
+        key = self.key[depth:]
+        return Override(key, absolute_paths(self.value, base or Path.cwd(), key), self.text)
+
+
+def lay_over(values: dict[str, Any], override: Override) -> dict[str, Any]:
+    """A recipe's mapping with an override laid over it.
+
+    Raises:
+        UserError: it reaches into something that has no parts.
+    """
+    result: dict[str, Any] = _lay_over(values, override.key, override.value, override.text)
+    return result
 
 
 def _lay_over(node: Any, key: Key, value: Any, text: str, place: Key = ()) -> Any:
@@ -125,7 +195,12 @@ def _lay_over(node: Any, key: Key, value: Any, text: str, place: Key = ()) -> An
     raise UserError(f"`{dotted(place)}` is {kind}, it has no `{head}`", where=text)
 
 
-def _validate(values: dict[str, Any], places: Places) -> Recipe:
+def validated(values: dict[str, Any], places: Places) -> Recipe:
+    """The recipe that a mapping with absolute paths describes.
+
+    Raises:
+        UserError: one line for each mistake, with its place.
+    """
     version = values.get("version", 1)
     if isinstance(version, int) and version > 1:
         raise UserError(

@@ -30,6 +30,8 @@ from typing import Any
 from luthier import files
 from luthier.errors import UserError, did_you_mean, nearest
 
+PIPELINE = "pipeline.yaml"
+"""In the folder of a recipe of several stages, whose runs lie in it: the stages as resolved."""
 OUTPUT = "runs"
 """Where runs lie when the recipe does not say otherwise, relative to the working directory."""
 
@@ -49,8 +51,10 @@ class RunFolder:
 
     @property
     def reference(self) -> str:
-        """How a command line names this run: by its name where that is enough, else by its folder."""
-        return self.name if self.path.resolve().parent == Path(OUTPUT).resolve() else str(self.path)
+        """How a command line names this run: by its name where that is enough (`NAME/STAGE` for that of a stage), else by its folder."""
+        path, runs = self.path.resolve(), Path(OUTPUT).resolve()
+        near = path.parent == runs or (path.parent.parent == runs and (path.parent / PIPELINE).is_file())
+        return str(path.relative_to(runs)) if near else str(self.path)
 
     @property
     def recipe(self) -> Path:
@@ -241,10 +245,24 @@ STATUS_VERSION = 1
 
 
 def list_runs(output: str | Path = OUTPUT) -> list[RunFolder]:
-    """All runs in `output`, by name."""
+    """All runs in `output` by name, those of a pipeline's stages in their place."""
     if not Path(output).is_dir():
         return []
-    return [folder for path in sorted(Path(output).iterdir()) if (folder := RunFolder(path)).is_run()]
+    paths = [inner for path in sorted(Path(output).iterdir()) for inner in (_stages(path) or [path])]
+    return [folder for path in paths if (folder := RunFolder(path)).is_run()]
+
+
+def find_pipeline(name_or_path: str | Path, output: str | Path = OUTPUT) -> Path | None:
+    """The folder of the pipeline of that name in `output`, or that this path is; None if there is none."""
+    candidates = (Path(output) / name_or_path, Path(name_or_path))
+    return next((path for path in candidates if (path / PIPELINE).is_file()), None)
+
+
+def _stages(folder: Path) -> list[Path]:
+    """What lies in a pipeline's folder, the oldest first."""
+    if not (folder / PIPELINE).is_file():
+        return []
+    return sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_ctime)
 
 
 def find_run(name_or_path: str | Path, output: str | Path = OUTPUT) -> RunFolder:

@@ -8,7 +8,8 @@ the past: how far to go, and what to report.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +29,15 @@ from luthier.engine.verdict import verdict
 from luthier.errors import Stopped, UserError
 from luthier.files import write_atomic, write_json
 from luthier.recipe.load import apply_overrides, dump_recipe, load_recipe, placed, recipe_from
+from luthier.recipe.pipeline import is_pipeline
 from luthier.recipe.schema import Recipe
 from luthier.runs.environment import environment
-from luthier.runs.folder import RunFolder, create_run, find_run, free_name
+from luthier.runs.folder import RunFolder, create_run, find_pipeline, find_run, free_name
 from luthier.runs.reader import RunReader
 from luthier.runs.records import Callback, StartInfo
 from luthier.runs.writer import RunWriter
 from luthier.workshop.assembly import Assembled, assemble
+from luthier.workshop.pipeline import Start, execute, new_pipeline, old_pipeline
 from luthier.workshop.run import Run
 from luthier.workshop.watching import Watchers
 
@@ -50,7 +53,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Run:
-    """Execute a recipe as a new run.
+    """Execute a recipe as a new run; of a recipe of several stages, one run after the other.
 
     Args:
         recipe: a recipe, a recipe file, the name of a shipped recipe, or a mapping of the same form.
@@ -60,12 +63,14 @@ def train(
         progress: show the run on the terminal.
 
     Returns:
-        The finished run.
+        The finished run, that of the last stage.
 
     Raises:
         UserError: anything that can be mended in the recipe, the data or the machine; nothing was lost.
         Stopped: the run was interrupted and can be resumed.
     """
+    if not isinstance(recipe, Recipe) and is_pipeline(recipe):
+        return execute(new_pipeline(recipe, overrides, name), _start(callbacks, progress), _teller(callbacks, progress))
     resolved = _read(recipe, overrides)
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     with placed(recipe, resolved):
@@ -94,6 +99,12 @@ def resume(
         UserError: no such run, it is running, it is complete, or an override would change what was already learnt.
         Stopped: it was interrupted again.
     """
+    if not isinstance(run_or_name, Run) and (stages := find_pipeline(run_or_name)):
+        if overrides:
+            raise UserError(
+                "are for one run, and this is a pipeline of several", where=overrides[0], hint=f"Name one: `{stages.name}/STAGE`."
+            )
+        return execute(old_pipeline(stages), _start(callbacks, progress), _teller(callbacks, progress))
     folder = run_or_name.folder if isinstance(run_or_name, Run) else find_run(run_or_name)
     recipe = _extended(folder, overrides)
     status = RunReader(folder).status()
@@ -102,6 +113,30 @@ def resume(
     world = start_world()
     earlier = Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep)
     return _execute(recipe, folder, earlier, world, _watchers(recipe, callbacks, progress, world))
+
+
+def _start(callbacks: Sequence[Callback], progress: bool) -> Start:
+    """Trains the stages of a pipeline in this process."""
+
+    def start(recipe: Recipe, going_on: bool) -> None:
+        if going_on:
+            resume(Path(recipe.output) / str(recipe.name), callbacks=callbacks, progress=progress)
+        else:
+            train(recipe, callbacks=callbacks, progress=progress)
+
+    return start
+
+
+def _teller(callbacks: Sequence[Callback], progress: bool) -> Callable[[str], None]:
+    """Says which stage begins, to those who watch."""
+
+    def tell(sentence: str) -> None:
+        for callback in callbacks:
+            callback.on_note(sentence)
+        if progress:
+            print(sentence, file=sys.stderr)
+
+    return tell
 
 
 def _read(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
