@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from transformers import PreTrainedModel
 from luthier.data.batch import make_batch
 from luthier.data.store import TokenStore
 from luthier.models.policy import Policy
-from luthier.objectives import LIKELIHOOD, score
+from luthier.objectives import LIKELIHOOD, Objective, score
+from luthier.objectives.likelihood import sft
+from luthier.recipe.schema import SupervisedFineTuning
 from tests.families import CONFIGS, VOCAB, build
 from tests.stores import build_store
 
@@ -35,10 +38,10 @@ def rows_of(store: TokenStore) -> list[dict[str, list[int]]]:
     return rows
 
 
-def ours(model: PreTrainedModel, store: TokenStore) -> tuple[float, dict[str, Tensor]]:
+def ours(model: PreTrainedModel, store: TokenStore, objective: Objective = LIKELIHOOD) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
     batch = make_batch(store, range(len(store)))
-    loss = LIKELIHOOD(score(Policy(model), batch, packing=True), batch).total / batch.weight.sum()
+    loss = objective(score(Policy(model), batch, packing=True), batch).total / batch.weight.sum()
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -69,17 +72,18 @@ def test_equals_transformers(store: TokenStore, family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
-def test_equals_trl(store: TokenStore, family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "kind"), [("llama", "nll"), ("gpt2", "nll"), ("qwen3", "nll"), ("qwen3", "dft")])
+def test_equals_trl(store: TokenStore, family: str, kind: Literal["nll", "dft"], tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from tests.parity.tokenizers import plain_tokenizer
 
     model = build(family).requires_grad_(True)
-    loss, gradients = ours(model, store)
+    loss, gradients = ours(model, store, sft(SupervisedFineTuning(loss=kind)))
     model.zero_grad()
     config = SFTConfig(
+        loss_type=kind,
         output_dir=str(tmp_path),
         per_device_train_batch_size=len(store),
         max_length=None,

@@ -73,13 +73,11 @@ def looked_at(
     if look is None:
         return drawn
     seen = look.drawn(drawn)
-    ratios = torch.zeros(len(seen.segments), dtype=torch.float64, device=world.device)
+    sums = torch.zeros(2, len(seen.segments), dtype=torch.float64, device=world.device)
     with evaluating(policy.model):
         for _, places, batch in batches_of_passes(seen, micro_batch_tokens, world):
-            scores = scored(policy, objective, reference, batch, packing=packing)
-            assert scores.reference is not None
-            difference = (scores.logprob - scores.reference).double()
-            rows = torch.from_numpy(places).to(world.device)[batch.target_segments]
-            ratios.index_add_(0, rows, difference)
-    world.sum_in_place([ratios])
-    return drawn._replace(of_segments={**drawn.of_segments, **look.columns(drawn, ratios.cpu().numpy())})
+            found = look.seen(scored(policy, objective, reference, batch, packing=packing), batch)
+            sums[:, torch.from_numpy(places).to(world.device)] = torch.stack(found).double()
+    world.sum_in_place([sums])
+    columns = look.columns(drawn, *sums.cpu().numpy())
+    return drawn._replace(of_segments={**drawn.of_segments, **columns})

@@ -12,16 +12,22 @@ from collections.abc import Callable
 from typing import Any
 
 from luthier.objectives.base import Denominator, FirstLook, Loss, Objective, Scores, score
-from luthier.objectives.likelihood import LIKELIHOOD
+from luthier.objectives.contrastive import cpo, simpo
+from luthier.objectives.feedback import bco, kto
+from luthier.objectives.likelihood import LIKELIHOOD, sft
 from luthier.objectives.odds_ratio import orpo
 from luthier.objectives.preference import dpo
 from luthier.recipe.schema import Stage
 
 OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
     "pt": lambda _: LIKELIHOOD,
-    "sft": lambda _: LIKELIHOOD,
+    "sft": sft,
     "dpo": dpo,
     "orpo": orpo,
+    "cpo": cpo,
+    "simpo": simpo,
+    "kto": kto,
+    "bco": bco,
 }
 """Name of a stage → what makes its objective from the recipe's section."""
 

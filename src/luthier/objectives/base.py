@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -62,12 +63,16 @@ class FirstLook(Protocol):
     def drawn(self, drawn: Drawn) -> Drawn:
         """The segments to score without gradients."""
 
-    def columns(self, drawn: Drawn, ratios: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+    def seen(self, scores: Scores, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is taken from a pass over them: log-probability of each segment's answer under policy and reference [S]."""
+
+    def columns(self, drawn: Drawn, policy: NDArray[np.float64], reference: NDArray[np.float64]) -> Mapping[str, NDArray[Any]]:
         """Further numbers for each segment of the global batch [S].
 
         Args:
             drawn: the global batch.
-            ratios: float64, Σ log π - log π_ref over the targets of each segment that was scored, the same on every rank.
+            policy: what was seen of each segment that was scored, the same on every rank.
+            reference: the same under the reference.
         """
 
 

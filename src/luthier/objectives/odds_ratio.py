@@ -3,6 +3,8 @@ r"""Odds ratio preference optimisation: likelihood and preference in one, withou
 With the mean log-probability ℓ(y) = log π(y|x) / |y| of an answer, and its odds e^ℓ / (1 - e^ℓ),
 
     L = -ℓ(y⁺) - β log σ(log odds(y⁺) - log odds(y⁻))
+
+The likelihood is that of the answer alone: a prompt is not taught. (TRL adds the likelihood of the prompt.)
 """
 
 from __future__ import annotations
@@ -16,22 +18,25 @@ from torch.nn.functional import logsigmoid
 from luthier.data.batch import Batch
 from luthier.objectives.base import Loss, Objective, Scores
 from luthier.objectives.preference import METRICS, pair_loss
-from luthier.objectives.segments import counted, pairs_of, summed
+from luthier.objectives.segments import averaged, pairs_of, summed
 from luthier.recipe.schema import ORPO
+
+CERTAIN = -1e-7
+"""Log-probability above which an answer counts as certain: its odds would be infinite."""
 
 
 def log_odds(logprob: Tensor) -> Tensor:
-    """log p / (1 - p) of log-probabilities."""
-    return logprob - torch.log1p(-torch.exp(logprob))
+    """log p / (1 - p) of log-probabilities; -expm1 keeps 1 - p exact where p is nearly 1."""
+    logprob = logprob.clamp(max=CERTAIN)
+    return logprob - torch.log(-torch.expm1(logprob))
 
 
 def odds_ratio(scores: Scores, batch: Batch, *, stage: ORPO) -> Loss:
     """The loss of the pairs of a batch; a reward is β times the mean log-probability of an answer."""
-    pairs, policy = pairs_of(batch), summed(scores.logprob, batch)
-    mean = policy / counted(batch)
+    pairs, mean = pairs_of(batch), averaged(scores.logprob, batch)
     chosen, rejected = mean[pairs.chosen], mean[pairs.rejected]
     losses = -chosen - stage.beta * logsigmoid(log_odds(chosen) - log_odds(rejected))
-    return pair_loss(losses, batch, pairs, stage.beta * chosen, stage.beta * rejected, policy)
+    return pair_loss(losses, batch, pairs, stage.beta * mean, summed(scores.logprob, batch))
 
 
 def orpo(stage: ORPO) -> Objective:

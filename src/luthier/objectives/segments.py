@@ -37,3 +37,17 @@ def summed(values: Tensor, batch: Batch) -> Tensor:
 def counted(batch: Batch) -> Tensor:
     """How many targets each segment has, float32 [S]."""
     return summed(torch.ones(len(batch.targets), device=batch.tokens.device), batch)
+
+
+def averaged(values: Tensor, batch: Batch) -> Tensor:
+    """The mean over each segment's targets: [R] → [S]."""
+    return summed(values, batch) / counted(batch)
+
+
+def beyond_shared(batch: Batch, pairs: Pairs) -> Tensor:
+    """Which targets of a pair lie beyond the length of its shorter answer: bool [R]."""
+    counts = counted(batch)
+    shared = torch.minimum(counts[pairs.chosen], counts[pairs.rejected])
+    limit = counts.index_copy(0, pairs.chosen, shared).index_copy(0, pairs.rejected, shared)
+    places = torch.arange(len(batch.targets), device=counts.device) - (counts.cumsum(0) - counts)[batch.target_segments]
+    return places >= limit[batch.target_segments]

@@ -40,15 +40,19 @@ from luthier.recipe.sections.method import (
 from luthier.recipe.sections.model import Model, Quantization, RopeScaling
 from luthier.recipe.sections.optimizer import Optimizer, ParameterGroup
 from luthier.recipe.sections.stage import Stage
+from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
-from luthier.recipe.sections.stages.preference import DPO, ORPO
+from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
 
 __all__ = [
+    "BCO",
     "BOFT",
+    "CPO",
     "DPO",
     "IA3",
+    "KTO",
     "OFT",
     "ORPO",
     "STARTS_INSIDE",
@@ -80,6 +84,7 @@ __all__ = [
     "RopeScaling",
     "Samples",
     "Section",
+    "SimPO",
     "Source",
     "Stage",
     "SupervisedFineTuning",
@@ -141,6 +146,10 @@ class Recipe(Section):
             raise ValueError("`data.streaming` needs `train.max_steps`: nobody knows how long a stream is")
         if self.train.label_smoothing and self.stage.type not in ("pt", "sft"):
             raise ValueError(f"`train.label_smoothing` is for likelihoods (`pt`, `sft`), not for stage `{self.stage.type}`")
+        if self.train.label_smoothing and isinstance(self.stage, SupervisedFineTuning) and self.stage.loss == "dft":
+            raise ValueError("`train.label_smoothing` is for `stage.loss: nll`: `dft` weighs tokens by their probability")
+        if self.stage.type == "kto" and self.stage.loss == "kto" and self.train.batch_size == 1:
+            raise ValueError("`train.batch_size` must be above 1 for stage `kto`: prompts are paired with answers to others")
         if self.data.streaming and getattr(self.stage, "reference", None) == "precompute":
             raise ValueError(
                 "`stage.reference: precompute` needs data that is read before the first step: leave `data.streaming` out"

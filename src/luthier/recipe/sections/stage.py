@@ -6,7 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
-from luthier.recipe.sections.stages.preference import DPO, ORPO
+from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
 
-Stage = Annotated[Pretraining | SupervisedFineTuning | DPO | ORPO, Field(discriminator="type")]
+Stage = Annotated[
+    Pretraining | SupervisedFineTuning | DPO | ORPO | SimPO | CPO | KTO | BCO,
+    Field(discriminator="type"),
+]

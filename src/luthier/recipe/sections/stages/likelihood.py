@@ -17,3 +17,5 @@ class SupervisedFineTuning(Section):
     """Learn the answers of conversations."""
 
     type: Literal["sft"] = "sft"
+    loss: Literal["nll", "dft"] = "nll"
+    """The likelihood (`nll`), or each token weighted by its present probability, so that unlikely ones pull less (`dft`)."""
