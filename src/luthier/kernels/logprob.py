@@ -71,7 +71,7 @@ def token_logprobs(
     """
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     direction = torch.is_grad_enabled() and hidden.requires_grad and not trained
-    keep = torch.is_grad_enabled() and trained and not softcap and len(_chunks(hidden.shape[0], weight.shape[0])) == 1
+    keep = torch.is_grad_enabled() and trained and not softcap and len(chunks_of(hidden.shape[0], weight.shape[0])) == 1
     kept = "direction" if direction else "distribution" if keep else ""
     logprob, top1, spread, *_ = _score(hidden, weight, bias, targets, scale, softcap, smoothing, entropy, kept)
     return TokenScores(logprob, top1, spread if entropy else None)
@@ -88,7 +88,7 @@ def token_logprobs_reference(
     smoothing: float = 0.0,
 ) -> TokenScores:
     """The plain definition of `token_logprobs`, with full logits."""
-    logits = _cap((hidden @ weight.T if bias is None else hidden @ weight.T + bias).float() * scale, softcap)
+    logits = cap_logits((hidden @ weight.T if bias is None else hidden @ weight.T + bias).float() * scale, softcap)
     logprobs = logits.log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
     logprob = logprobs.gather(-1, targets[:, None])[:, 0]
@@ -96,11 +96,12 @@ def token_logprobs_reference(
     return TokenScores(smoothed, logprob >= logprobs.amax(-1), entropy.detach())
 
 
-def _cap(logits: Tensor, softcap: float) -> Tensor:
+def cap_logits(logits: Tensor, softcap: float) -> Tensor:
+    """Logits bounded softly by `softcap`; 0 leaves them as they are."""
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
-def _chunks(rows: int, vocabulary: int) -> list[tuple[int, int]]:
+def chunks_of(rows: int, vocabulary: int) -> list[tuple[int, int]]:
     """Row ranges of nearly equal size whose float32 logits fit in `CHUNK_BYTES`."""
     count = max(1, -(-rows * vocabulary * 4 // CHUNK_BYTES))
     size = max(1, -(-rows // count))
@@ -111,7 +112,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, s
     """Float32 logits of one chunk."""
     raw = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
     logits = raw.float()
-    return _cap(logits.mul_(scale) if scale != 1.0 else logits, softcap)
+    return cap_logits(logits.mul_(scale) if scale != 1.0 else logits, softcap)
 
 
 def _through_cap(gradient: Tensor, logits: Tensor, scale: float, softcap: float) -> Tensor:
@@ -143,7 +144,7 @@ def _score(
     spread = hidden.new_empty(rows if entropy else 0, dtype=torch.float32)
     plain = hidden.new_empty(rows if smoothing else 0, dtype=torch.float32)
     kept = hidden.new_empty((rows if keep == "direction" else 0, hidden.shape[1]))
-    for start, end in _chunks(rows, weight.shape[0]):
+    for start, end in chunks_of(rows, weight.shape[0]):
         target = targets[start:end, None]
         logits = _logits(hidden[start:end], weight, bias, scale, softcap)
         said = logits.log_softmax(-1)
@@ -199,7 +200,7 @@ def _score_backward(
     d_hidden = torch.empty_like(hidden)
     d_weight: Tensor | None = None
     d_bias = weight.new_zeros(0 if bias is None else weight.shape[0], dtype=torch.float32)
-    for start, end in _chunks(hidden.shape[0], weight.shape[0]):
+    for start, end in chunks_of(hidden.shape[0], weight.shape[0]):
         rows, upstream = hidden[start:end], gradient[start:end, None]
         logits = kept if len(kept) else _logits(rows, weight, bias, scale, softcap)
         d_logits = kept * -upstream.to(kept.dtype) if len(kept) else logits.softmax(-1).mul_(-upstream)
