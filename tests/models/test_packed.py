@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -155,3 +155,23 @@ def test_what_is_quantised_is_not_quantised_again(tmp_path: Path) -> None:
     packed, _ = folders("llama", "gptq 4", tmp_path)
     with pytest.raises(UserError, match="quantised with gptq already"):
         load(packed, quantization=Quantization())
+
+
+def test_single_experts_in_few_bits_are_refused_in_words(tmp_path: Path) -> None:
+    """The architecture has the experts of a layer in one parameter, which nothing here unpacks to."""
+    with pytest.raises(UserError, match=r"experts\.0\.down_proj` is quantised in the files"):
+        load_model(Model(path=str(split_experts(tmp_path))), dtype=torch.float32, device=torch.device("cpu"))
+
+
+def split_experts(folder: Path) -> Path:
+    """A tiny Qwen3-MoE with one expert's projection packed as GPTQ does."""
+    settings = LAYOUTS["gptq 4"]
+    save_model(build("qwen3_moe"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    weight = tensors.pop("model.layers.0.mlp.experts.0.down_proj.weight")
+    packed, _ = quantised(weight, settings, 0)
+    tensors |= {f"model.layers.0.mlp.experts.0.down_proj.{name}": value for name, value in packed.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return folder

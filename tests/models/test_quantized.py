@@ -17,9 +17,10 @@ from luthier.errors import UserError
 from luthier.models.adapters.lora import adapted_layers
 from luthier.models.adapters.merge import merge
 from luthier.models.linear import dense_weight, is_quantised, quantised_layers, stored_bytes
+from luthier.models.loading import load_model
 from luthier.models.methods import apply_method
 from luthier.models.policy import Policy, save_model
-from luthier.recipe.schema import Freeze, Full, LoRA, Method
+from luthier.recipe.schema import Freeze, Full, LoRA, Method, Model, Quantization
 from tests.families import save
 from tests.method_table import TABLE
 from tests.models.batches import ragged
@@ -205,3 +206,14 @@ def test_a_folder_that_bitsandbytes_has_quantised_is_a_base(base: Path, tmp_path
     assert torch.allclose(logits(model), logits(load(base, "nf4")), atol=1e-5)
     with pytest.raises(UserError, match="quantised with bitsandbytes already"):
         load(tmp_path, "nf4")
+
+
+def test_experts_stay_as_they_are_and_it_is_said(tmp_path: Path) -> None:
+    """No library here rounds fused parameters; adapters stand beside both kinds of weights."""
+    folder = save("mixtral", tmp_path)
+    section = Model(path=str(folder), quantization=Quantization(bits=4))
+    model = load_model(section, dtype=torch.float32, device=torch.device("cpu"))
+    policy = Policy(model, apply_method(model, LoRA(rank=2), seed=0))
+    assert "its experts, 74% of them, stay as they are" in policy.describe()
+    policy.hidden(ragged((9, 5)), packing=True).square().sum().backward()
+    assert all(value.grad is not None for value in policy.trainable.parameters.values())

@@ -31,12 +31,14 @@ class Mixture:
         name: dotted name of the module of experts, or of the adapter around it.
         experts: that module.
         count: how many experts there are.
+        weights: numbers in their fused parameters.
         routers: what stands beside it and chooses or weighs, by dotted name; the first one chooses.
     """
 
     name: str
     experts: nn.Module
     count: int
+    weights: int
     routers: dict[str, nn.Module]
 
 
@@ -50,8 +52,8 @@ def mixtures(model: nn.Module) -> Iterator[Mixture]:
     for name, module in model.named_modules():
         if fused := fused_parameters(module):
             outer = name.removesuffix(INNER)
-            count = getattr(module, fused[0]).shape[0]
-            yield Mixture(outer, model.get_submodule(outer), count, _routers_beside(model, outer, count))
+            count, weights = getattr(module, fused[0]).shape[0], sum(getattr(module, part).numel() for part in fused)
+            yield Mixture(outer, model.get_submodule(outer), count, weights, _routers_beside(model, outer, count))
 
 
 def routers(model: nn.Module) -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import UserError
 from luthier.models.linear import count_weights, dense_weight, is_linear, is_quantised, quantised_layers, shape_of, stored_bytes
+from luthier.models.mixture import mixtures
 from luthier.models.quantize.scheme import Scheme, free_circles
 
 SCHEME_ATTRIBUTE = "luthier_scheme"
@@ -82,7 +83,9 @@ def summary(model: PreTrainedModel) -> str | None:
     weights = sum(math.prod(shape_of(layer)) for layer in layers)
     share = sum(map(stored_bytes, layers)) / (2 * weights)
     how = getattr(model, SCHEME_ATTRIBUTE, "few bits")
-    return f"base in {how}: {weights / count_weights(model):.0%} of its weights, at {share:.2f} of the memory of 16 bits"
+    total, dense = count_weights(model), sum(mixture.weights for mixture in mixtures(model))
+    text = f"base in {how}: {weights / total:.0%} of its weights, at {share:.2f} of the memory of 16 bits"
+    return f"{text}; its experts, {dense / total:.0%} of them, stay as they are" if dense else text
 
 
 def _check_sizes(sizes: dict[str, tuple[int, int]], scheme: Scheme) -> None:

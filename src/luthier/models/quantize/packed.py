@@ -154,7 +154,15 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         settings = self.quantization_config.settings
-        for name, tensors in packed_tensors(Path(self.quantization_config.folder), model.dtype).items():
+        layers = packed_tensors(Path(self.quantization_config.folder), model.dtype)
+        known = {name for name, _ in model.named_modules()}
+        if strange := next((name for name in layers if name not in known), None):
+            raise UserError(
+                f"`{strange}` is quantised in the files and no layer of this model, as single experts are",
+                where=self.quantization_config.folder,
+                hint="Take the unquantised model, and quantise it with `model.quantization`.",
+            )
+        for name, tensors in layers.items():
             model.set_submodule(name, PackedLinear(tensors, settings))
         object.__setattr__(model, SCHEME_ATTRIBUTE, f"{settings['bits']} bits ({settings['quant_method'].upper()})")
 
