@@ -20,14 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.models.adapters.experts import ExpertFactors, LoRAExperts, expert_layers
+from luthier.models.mixture import PIECES
 from luthier.models.stored import StoredWeights
-
-PIECES = {
-    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
-    "up_proj": (("up_proj",), ("w1",)),
-    "down_proj": (("down_proj",), ("w2",)),
-}
-"""Fused parameter → what it was fused of, in its order, as files may call that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from luthier.errors import UserError
 from luthier.models.adapters.adalora import Allocator, schedule_of
 from luthier.models.adapters.config import ALL_LINEAR, AdapterConfig, no_form_for_experts
 from luthier.models.adapters.eva import Directions, find_directions
-from luthier.models.adapters.format import load_values, read_config
+from luthier.models.adapters.format import WEIGHTS_FILE, load_tensors, load_values, read_config
 from luthier.models.adapters.insert import CONFIG_ATTRIBUTE, adapter_config, insert_adapter
 from luthier.models.adapters.lora import adapted_layers
+from luthier.models.adapters.single_experts import single_experts
 from luthier.models.adapters.start import begin_against_quantisation, begin_inside
 from luthier.models.adapters.targets import check_targets, target_experts
 from luthier.models.adapters.tokens import tokens_to_train
@@ -62,6 +63,8 @@ def load_low_rank(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0)
         UserError: no adapter there, one that Luthier does not read, or one of another base model.
     """
     config = replace(read_config(folder), dropout=dropout)
+    if (single := single_experts(load_tensors(folder / WEIGHTS_FILE), model)) is not None:
+        config = single.settings(config)
     insert_adapter(model, config, seed=None)
     load_values(folder, model)
     return config

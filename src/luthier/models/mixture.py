@@ -17,6 +17,12 @@ from torch import nn
 
 FUSED = ("gate_up_proj", "up_proj", "down_proj")
 """What transformers calls the parameters of fused experts, in the order of their use."""
+PIECES = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "up_proj": (("up_proj",), ("w1",)),
+    "down_proj": (("down_proj",), ("w2",)),
+}
+"""Fused parameter → the layers of an expert that it was fused of, in its order, by the names that families gave them."""
 INNER = ".base_layer"
 """Where the experts stand inside an adapter around them."""
 ROUTERS = ("gate", "router")

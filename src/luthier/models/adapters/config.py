@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from luthier.errors import UserError
 from luthier.models.adapters.adalora import Schedule
+from luthier.models.mixture import PIECES
 from luthier.recipe.schema import AdaLoRA, LoRA
 
 LORA, ADALORA = "LORA", "ADALORA"
@@ -264,14 +265,10 @@ def no_form_for_experts(method: LoRA | AdaLoRA) -> str | None:
     return None if method.init in ("default", "loftq") else f"`init: {method.init}`"
 
 
-FORMER = {"gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"), "up_proj": ("w1",), "down_proj": ("w2",)}
-"""What was fused into a parameter of experts, by the names it had."""
-
-
 def _meanings(name: str) -> tuple[str, ...]:
     """All names of a fused parameter: its own, its module's, and those its parts had."""
     module, _, part = name.rpartition(".")
-    return (name, module, *(f"{module}.{former}" for former in FORMER.get(part, ())))
+    return (name, module, *(f"{module}.{former}" for formers in PIECES.get(part, ()) for former in formers))
 
 
 def _named(rule: str | tuple[str, ...], name: str) -> bool:

@@ -29,6 +29,7 @@ from luthier.models.adapters.config import EMBEDDINGS, AdapterConfig
 from luthier.models.adapters.experts import expert_layers
 from luthier.models.adapters.insert import adapter_config
 from luthier.models.adapters.lora import ORIGINAL, LoRALinear, adapted_layers
+from luthier.models.adapters.single_experts import single_experts
 from luthier.models.adapters.spelling import spelled_out
 from luthier.models.legacy.names import modern_tensors
 from luthier.models.legacy.weights import read_pickled
@@ -175,7 +176,7 @@ def check_tensors(
     Raises:
         UserError: the file is missing or torn, or holds something else.
     """
-    tensors = modern_tensors(load_tensors(file), model, PREFIX, set(keys.values()))
+    tensors = modern_tensors(_fused(load_tensors(file), keys, model), model, PREFIX, set(keys.values()))
     if missing := [key for key in keys.values() if key not in tensors]:
         raise UserError(f"{len(missing)} tensors are missing, such as `{missing[0]}`", where=str(file))
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -197,6 +198,19 @@ def check_tensors(
                 f"`{key}` has shape {found}, the model needs {wanted}", where=str(file), hint="Is it the right base model?"
             )
     return {name: tensors[key] for name, key in keys.items()} | behind
+
+
+def _fused(tensors: dict[str, Tensor], keys: Mapping[str, str], model: nn.Module) -> dict[str, Tensor]:
+    """A file's tensors, those of single experts as one tensor for each factor of a fused parameter."""
+    single = single_experts(tensors, model)
+    if single is None:
+        return tensors
+    found = {key: value for key, value in tensors.items() if key not in single.keys}
+    for name in single.pieces:
+        module, _, part = name.rpartition(".")
+        for factor, value in zip(("lora_A", "lora_B"), single.factors(name), strict=True):
+            found[keys[f"{module}.adapters.{part}.{factor}"]] = value
+    return found
 
 
 def load_values(folder: Path, model: nn.Module) -> None:
