@@ -76,13 +76,32 @@ def show(folder: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapt
     """Show what an adapter is made of."""
     from luthier.export.combine import adapter_folder
     from luthier.models.adapters.contents import read_contents
+    from luthier.models.adapters.format import kind_of
 
-    for name, value in _facts(read_contents(adapter_folder(folder))).items():
+    place = adapter_folder(folder)
+    for name, value in (_facts(read_contents(place)) if kind_of(place) == "LORA" else _any(place)).items():
         print(f"{name:<10} {value}")
 
 
+def _any(folder: Path) -> dict[str, str]:
+    """What `show` prints of an adapter that is not LoRA: name → text."""
+    from luthier.models.adapters.contents import summarised
+    from luthier.models.adapters.format import WEIGHTS_FILE, load_tensors, read_settings
+
+    settings, tensors = read_settings(folder), load_tensors(folder / WEIGHTS_FILE)
+    return {
+        "folder": str(folder),
+        "base": settings.get("base_model_name_or_path") or "not named",
+        "kind": str(settings.get("peft_type")),
+        "tensors": summarised(tensors),
+        "numbers": f"{sum(tensor.numel() for tensor in tensors.values()):,}",
+    }
+
+
 def _facts(contents: Contents) -> dict[str, str]:
-    """What `show` prints: name → text."""
+    """What `show` prints of a LoRA adapter: name → text."""
+    from luthier.models.adapters.contents import summarised
+
     config = contents.config
     kinds = [name for name, there in (("rsLoRA", config.rslora), ("DoRA", config.dora)) if there]
     ranks = sorted({len(a) for a, _ in contents.parts.values()})
@@ -96,7 +115,7 @@ def _facts(contents: Contents) -> dict[str, str]:
         "layers": f"{len(contents.layers)}: {', '.join(modules)}",
         **({"experts": f"{len(contents.experts)}: {', '.join(fused)}"} if fused else {}),
         "numbers": f"{contents.count():,}",
-        "besides": ", ".join(contents.others) or "nothing",
+        "besides": summarised(contents.others) or "nothing",
     }
 
 

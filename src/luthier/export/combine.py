@@ -84,7 +84,9 @@ def adapter_folder(name: str | Path) -> Path:
         return Path(name)
     found = find_source(name).adapter
     if found is None:
-        raise UserError("has no adapter", where=str(name), hint="Give an adapter folder, or a run with `method: lora`.")
+        raise UserError(
+            "a whole model, without adapter", where=str(name), hint="Give an adapter folder, or a run that trains one."
+        )
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,13 @@ class Contents:
     def count(self) -> int:
         """Numbers in the factors."""
         return sum(a.numel() + b.numel() for a, b in self.parts.values())
+
+
+def summarised(keys: Iterable[str]) -> str:
+    """Keys of tensors in a few words: what they are called, and how many there are of each, such as `lora_E (42), lm_head.weight`."""
+    parts = (key.removeprefix(PREFIX).split(".") for key in keys)
+    counted = Counter(".".join(part[-2:]) if part[-1] in ("weight", "bias") else part[-1] for part in parts)
+    return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counted.items())
 
 
 def read_contents(folder: Path) -> Contents:

@@ -141,7 +141,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"no adapter here: `{CONFIG_FILE}` is missing", where=str(folder)) from None
+        whole = "This is a whole model; it is named by `model.path`." if (folder / "config.json").is_file() else None
+        raise UserError(f"no adapter here: `{CONFIG_FILE}` is missing", where=str(folder), hint=whole) from None
     except ValueError as error:
         raise UserError(f"not valid JSON ({error})", where=str(file)) from None
     if not isinstance(value, dict):
