@@ -228,6 +228,14 @@ def test_a_system_that_cannot_isolate_stops_the_run(monkeypatch, tmp_path):
     ) == [1, 0, 0]
 
 
+def test_a_jail_that_does_not_reply_is_bad_and_whoever_ended_it_earns_nothing(reward):
+    killer = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
+    assert reward([answer(killer, "pass")]) == [0]
+    assert build(settings({"type": "code", "isolation": "limits", "timeout": 2})[0])([answer(killer, "pass")]) == [0]
+    assert code._read(b"", 2) == Bad("the process of the tests ended before it replied")
+    assert code._read(b"10\n", 2) == [True, False]
+
+
 def test_many_answers_keep_their_order(reward):
     judge = Judge([Part("code", reward, waits=True)])
     assert judge([answer(f"x = {i % 2}", "assert x") for i in range(8)]).total == [0, 1] * 4

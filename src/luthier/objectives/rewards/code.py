@@ -13,6 +13,7 @@ the machine safe from the code is told in `jail.py`; what does not is told in th
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import signal
 import subprocess
@@ -30,8 +31,8 @@ from luthier.objectives.rewards.fenced import last_block
 from luthier.recipe.sections.rewards import Code
 
 JAIL = Path(__file__).with_name("jail.py")
-_GRACE = 5.0
-"""Seconds beside the time for the tests, in which an interpreter starts and the jail tidies up."""
+_GRACE = 30.0
+"""Seconds beside the time for the tests, in which an interpreter starts; the jail itself keeps to the time for the tests."""
 _CALM = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The environment of an answer: nothing of ours."""
 
@@ -87,7 +88,9 @@ class CodeReward:
                 env={**_CALM, "HOME": folder, "TMPDIR": folder},
                 start_new_session=True,
             )
-            return _read(_talk(process, json.dumps(task).encode(), settings.timeout + _GRACE), len(tests))
+            passed = _read(_talk(process, marshal.dumps(task), settings.timeout + _GRACE), len(tests))
+            # Who is not shut in can end the jail, and should not escape his reward by that.
+            return [False] * len(tests) if isinstance(passed, Bad) and not task["isolate"] else passed
         finally:
             _remove(folder)
 
@@ -131,15 +134,11 @@ def _remove(folder: str) -> None:
 
 
 def _read(said: bytes, count: int) -> list[bool] | Bad:
-    """Which tests passed. A jail that was killed, or replied what it never replies, says that none did."""
-    try:
-        reply = json.loads(said)
-    except ValueError:
-        return [False] * count
-    if isinstance(reply, dict) and "cannot" in reply:
-        return Bad(str(reply["cannot"]))
-    passed = reply.get("passed") if isinstance(reply, dict) else None
-    return [bool(each) for each in passed] if isinstance(passed, list) and len(passed) == count else [False] * count
+    """Which tests passed."""
+    reply = said.decode("utf-8", "replace").strip()
+    if len(reply) == count and {*reply} <= {"0", "1"}:
+        return [mark == "1" for mark in reply]
+    return Bad(reply or "the process of the tests ended before it replied")
 
 
 def build(settings: Code) -> CodeReward:
