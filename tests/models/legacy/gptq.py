@@ -35,14 +35,16 @@ def four_bits(weight: Tensor) -> dict[str, Tensor]:
 
 def meant(layer: dict[str, Tensor]) -> Tensor:
     """The weight that a stored layer stands for, read number by number."""
-    inputs, outputs = len(layer["g_idx"]), layer["scales"].shape[1]
-    weight = torch.zeros(outputs, inputs)
-    for i in range(inputs):
+    numbers, zeros, scales = (layer[name].tolist() for name in ("qweight", "qzeros", "scales"))
+
+    def number(i: int, o: int) -> float:
         group = int(layer["g_idx"][i])
-        q = (layer["qweight"][i // WORD].long() >> (4 * (i % WORD))) & 15
-        z = torch.stack([((layer["qzeros"][group, o // WORD].long() >> (4 * (o % WORD))) & 15) + 1 for o in range(outputs)]) & 15
-        weight[:, i] = layer["scales"][group].float() * (q - z)
-    return weight
+        q = (numbers[i // WORD][o] >> (4 * (i % WORD))) & 15
+        z = (((zeros[group][o // WORD] >> (4 * (o % WORD))) & 15) + 1) & 15
+        return scales[group][o] * (q - z)
+
+    inputs, outputs = len(layer["g_idx"]), layer["scales"].shape[1]
+    return torch.tensor([[number(i, o) for i in range(inputs)] for o in range(outputs)])
 
 
 def in_four_bits(source: Path, packed: Path, plain: Path) -> None:

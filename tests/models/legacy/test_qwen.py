@@ -17,14 +17,16 @@ from luthier.errors import UserError
 from luthier.export.merge import merge
 from luthier.models.adapters.format import write_adapter
 from luthier.models.hub import fetch
+from luthier.models.legacy.cache import write_native
 from luthier.models.legacy.command import convert_folder
+from luthier.models.legacy.qwen import QWEN
 from luthier.models.methods import apply_method
 from luthier.recipe.schema import LoRA
 from tests.models.legacy.cases import copy_of, expected, fixture
 from tests.models.legacy.gptq import in_four_bits, meant
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def source(shared: Path) -> Path:
     return fixture(shared, "qwen1")
 
@@ -36,12 +38,14 @@ def test_beyond_its_context_it_computes_as_in_training(source: Path) -> None:
     assert (logits - values["long_train_mode.logits"]).abs().max() <= 1e-4
 
 
-@pytest.fixture
-def tokenizer(source: Path, shared: Path, tmp_path: Path) -> Tokenizer:
-    folder = copy_of(source, tmp_path / "Qwen-1_8B-Chat")
+@pytest.fixture(scope="module")
+def tokenizer(source: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    place = tmp_path_factory.mktemp("tokenizer")
+    folder = copy_of(source, place / "Qwen-1_8B-Chat")
     for name in ("qwen.tiktoken", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(shared / "data" / "tokenizers" / "qwen" / name, folder / name)
-    return load_tokenizer(fetch(str(folder)))
+    write_native(folder, QWEN, place / "native")
+    return load_tokenizer(place / "native")
 
 
 def test_its_ids_are_those_of_the_original(tokenizer: Tokenizer, shared: Path) -> None:
@@ -67,10 +71,11 @@ def test_text_is_composed_first_and_offsets_point_into_the_text_as_it_was(tokeni
         assert "\ufffd" in piece or piece in normalize("NFC", text[start:end])
 
 
-@pytest.fixture
-def quantised(source: Path, tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def quantised(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint in AutoGPTQ's layout, and a plain one with the very weights that it stands for."""
-    packed, plain = copy_of(source, tmp_path / "Qwen-1_8B-Chat-Int4"), copy_of(source, tmp_path / "plain")
+    place = tmp_path_factory.mktemp("quantised")
+    packed, plain = copy_of(source, place / "Qwen-1_8B-Chat-Int4"), copy_of(source, place / "plain")
     in_four_bits(source, packed, plain)
     return packed, plain
 
