@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from luthier import UserError
 from luthier.export.merge import merge, merged
-from luthier.export.source import find_source
 from luthier.export.stream import stream
 from luthier.models.adapters.config import AdapterConfig
 from luthier.models.adapters.format import write_adapter
 from luthier.models.adapters.insert import insert_adapter
 from luthier.models.methods import load_adapter
 from luthier.models.policy import save_model
+from luthier.models.source import find_source
 from luthier.models.stored import StoredWeights
 from luthier.recipe.schema import Model
 from tests.chat_folders import adapter_folder, model_folder, write_tokenizer

@@ -14,9 +14,9 @@ import luthier
 from luthier.chat import resolve
 from luthier.chat.families import families as chat_families
 from luthier.errors import UserError
-from luthier.export.source import find_source
 from luthier.models import catalog, hub
 from luthier.models.catalog import NOTES, entries, find, get, similar, template_of
+from luthier.models.source import find_source
 from luthier.recipe.load import load_recipe
 from tests.families import save
 from tests.workspace import Workspace

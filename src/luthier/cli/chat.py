@@ -57,7 +57,7 @@ def chat(
     seed: Seed = 0,
 ) -> None:
     """Talk to a tuned model, any checkpoint of a run, its base, or a model folder."""
-    from luthier.workshop import load
+    from luthier.workshop.loading import load_chat
 
     decoding: dict[str, Any] = {
         "temperature": temperature,
@@ -67,7 +67,7 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    model = load(name, checkpoint=checkpoint, base=base, adapter=adapter)
+    model = load_chat(name, checkpoint=checkpoint, base=base, adapter=adapter)
     if prompt is not None:
         for text in model.stream(prompt, system=system, **decoding):
             print(text, end="", flush=True)
@@ -163,7 +163,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of prompt, base, tuned.")] = False,
 ) -> None:
     """Answers of the base model and of the tuned one, side by side."""
-    from luthier.workshop import load
+    from luthier.workshop.loading import load_chat
 
     if checkpoint is not None and adapter is not None:
         raise UserError("a model folder with an adapter has no checkpoints", where="--checkpoint", hint="Leave it out.")
@@ -174,7 +174,7 @@ def compare(
     both: tuple[dict[str, Any], ...] = ({}, {"adapter": adapter}) if adapter else ({"base": True}, {"checkpoint": checkpoint})
     answers = []
     for which in both:
-        model = load(name, **which)
+        model = load_chat(name, **which)
         answers.append([answer.text.strip() for answer in model.answers(prompt, system=system, **decoding)])
         del model  # the base leaves memory before the tuned model comes
     rows = list(zip(prompt, *answers, strict=True))

@@ -89,8 +89,8 @@ def _options(model: str | None, template: str, max_length: int, ignore: str) -> 
     if model is not None:
         from luthier.chat import resolve
         from luthier.data.tokenizer import load_tokenizer
-        from luthier.export.source import tokenizer_folder
         from luthier.models.catalog import template_of
+        from luthier.models.source import tokenizer_folder
         from luthier.recipe.schema import Model
 
         tokenizer = load_tokenizer(tokenizer_folder(Model(path=model)))

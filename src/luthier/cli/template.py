@@ -121,8 +121,8 @@ def _training(model: str, template: str) -> tuple[Tokenizer, ChatTemplate]:
     """The tokenizer that a model came with, and the template that is learnt with: of a run, the one that it learnt with."""
     from luthier.chat import resolve
     from luthier.data.tokenizer import load_tokenizer
-    from luthier.export.source import find_source, tokenizer_folder
     from luthier.models.catalog import template_of
+    from luthier.models.source import find_source, tokenizer_folder
 
     source = find_source(model)
     recipe = source.recipe

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from luthier.data.encode import Encoder
-from luthier.data.examples import Example, Prompt
+from luthier.data.examples import Example
 from luthier.data.fill import Filler
 from luthier.data.pipeline import COUNTED, Draft, Made, Pipeline, total
 from luthier.data.problems import LISTED, Problems
@@ -90,10 +89,10 @@ class Build:
         for draft, pieces, _ in batch:
             files, origin = self._files[draft.source], draft.origin
             file = files.setdefault(origin.file, len(files))
-            first, payload = writer.segments + len(segments), payload_of(draft.example)
+            first = writer.segments + len(segments)
             for number, piece in enumerate(pieces):
                 group = first if piece.label >= 0 else first + number  # the two sides of a pair stay together
-                place = (draft.number, draft.source, group, origin.line, piece.label, file, payload)
+                place = (draft.number, draft.source, group, origin.line, piece.label, file, piece.payload)
                 segments.append(Segment(piece.tokens, piece.weight, *place))
         writer.write(segments)
         self._tell(batch[-1].draft)
@@ -133,15 +132,6 @@ class Build:
         for number, ((source, split), (first, read)) in enumerate(zip(self._inputs, self._examples, strict=True)):
             counts = {name: self._pipeline.counts[number][name] for name in COUNTED}
             yield SourceInfo(title_of(source), split, first, read, counts, tuple(self._files[number]))
-
-
-def payload_of(example: Example) -> bytes:
-    """What a prompt brings besides tokens: its messages, the reference and the tools, as JSON; nothing for other examples."""
-    if not isinstance(example, Prompt):
-        return b""
-    return json.dumps(
-        {"messages": example.messages, "reference": example.reference, "tools": example.tools}, ensure_ascii=False
-    ).encode()
 
 
 def _placeless(examples: Iterable[Example]) -> Iterator[tuple[Example, Any]]:

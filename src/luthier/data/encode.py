@@ -48,7 +48,7 @@ from luthier.data.texts import Text, supervised, written
 from luthier.data.tokenizer import Encoded, Tokenizer
 from luthier.data.truncate import droppable, fewest_dropped, shared_out, without_oldest
 
-ENCODER_VERSION = 6
+ENCODER_VERSION = 7
 """Raised when the same example would become other tokens or weights; part of a store's key."""
 
 PROMPT = "prompt"
@@ -89,6 +89,7 @@ class Piece(NamedTuple):
         rung: how the mask was found.
         truncated: it was cut.
         label: as of its text.
+        payload: what its example brings besides tokens.
     """
 
     tokens: NDArray[np.int32]
@@ -96,6 +97,7 @@ class Piece(NamedTuple):
     rung: str
     truncated: bool
     label: int = -1
+    payload: bytes = b""
 
 
 class Encoder:

@@ -50,13 +50,14 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One prompt with a better and a worse continuation."""
+    """One prompt with a better and a worse continuation; `margin` says how much better, where the data knows."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     origin: Origin
     tools: tuple[dict[str, Any], ...] | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

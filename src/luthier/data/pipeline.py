@@ -18,6 +18,7 @@ import numpy as np
 from luthier.chat.thinking import thought_of
 from luthier.data.encode import Encoder, Piece
 from luthier.data.examples import Conversation, Example, Origin
+from luthier.data.payload import payload_of
 from luthier.data.problems import Problems, RowError
 from luthier.data.texts import Text
 from luthier.data.tokenizer import Encoded
@@ -164,6 +165,8 @@ class Pipeline:
             counts["skipped"] += 1
         else:
             counts |= {"shortened": int(turns > 0), "turns": turns} if pieces else {"dropped": 1}
+        if payload := payload_of(draft.example):
+            pieces = [piece._replace(payload=payload) for piece in pieces or ()]
         for piece in pieces or ():
             self.rungs[piece.rung] += 1
         if pieces:

@@ -257,6 +257,8 @@ class StreamBatches:
             "file": numbers,
             "line": [made.origin.line for _, _, made, _ in rows],
             "label": labels,
+            "payload_ends": np.cumsum([len(piece.payload) for *_, piece in rows]),
+            "payload": np.frombuffer(b"".join(piece.payload for *_, piece in rows), np.uint8),
         }
         files = tuple(made.origin.file for _, _, made, _ in rows)
         sources = tuple(replace(source, files=files) for source in self._header.sources)

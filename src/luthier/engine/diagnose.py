@@ -10,6 +10,7 @@ from luthier.data.batch import make_batch
 from luthier.data.store import TokenStore
 from luthier.errors import UserError
 from luthier.models.policy import Policy
+from luthier.models.scorer import Scorer
 from luthier.objectives import score
 
 
@@ -23,8 +24,11 @@ def name_bad_rows(policy: Policy, store: TokenStore, segments: NDArray[np.int64]
     device = next(policy.model.parameters()).device
     policy.model.eval()
     for row in segments:
-        scores = score(policy, make_batch(store, [row]).to(device), packing=packing)
-        if not bool(torch.isfinite(scores.logprob).all()):
+        batch = make_batch(store, [row]).to(device)
+        said = (
+            policy.values(batch, packing=packing) if isinstance(policy, Scorer) else score(policy, batch, packing=packing).logprob
+        )
+        if not bool(torch.isfinite(said).all()):
             return UserError(
                 f"the loss of this row is not finite ({steps} such steps in a row)",
                 where=store.origin(int(row)),

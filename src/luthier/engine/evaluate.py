@@ -75,5 +75,5 @@ def evaluate(
     named = zip(store.source_names, by_source.tolist(), shares.tolist(), strict=True)
     losses = {name: part / share for name, part, share in named if share}
     perplexity = (math.exp(mean) if mean < 700 else math.inf) if objective.name == LIKELIHOOD.name else None
-    told = {name: value / weight for name, value in zip(objective.metrics, metrics.tolist(), strict=True)}
-    return Measured(mean, perplexity, told, losses if len(losses) > 1 else {})
+    means = {name: value / weight for name, value in zip(objective.metrics, metrics.tolist(), strict=True)}
+    return Measured(mean, perplexity, objective.told(means), losses if len(losses) > 1 else {})

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.checkpointing import decoder_layers
+from luthier.models.score_head import output_layer
 from luthier.recipe.schema import Train
 
 
@@ -44,7 +45,7 @@ class Roles:
         size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
         return cls(
             embeddings=names.get(model.get_input_embeddings(), "\0"),
-            head=names.get(model.get_output_embeddings(), "\0"),
+            head=names.get(output_layer(model), "\0"),
             layers=tuple(names[layer] for layer in decoder_layers(model)),
             head_size=size * config.hidden_size,
         )

@@ -272,7 +272,7 @@ def _read(job: Job, pending: Pending) -> None:
 def _extra(job: Job, pending: Pending, sums: Sequence[float]) -> dict[str, float]:
     """The objective's metrics of a step, and the loss of each source that was in it."""
     names, denominators = job.objective.metrics, pending.denominators.tolist()
-    told = {name: total / sum(denominators) for name, total in zip(names, sums, strict=False)}
+    told = dict(job.objective.told({name: total / sum(denominators) for name, total in zip(names, sums, strict=False)}))
     if job.batches.mixed:
         named = zip(pending.drawn.store.source_names, sums[len(names) :], denominators, strict=True)
         told |= {f"loss/{name}": total / share for name, total, share in named if share}

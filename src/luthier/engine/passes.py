@@ -14,7 +14,8 @@ from luthier.engine.parallel import World
 from luthier.engine.reference import REFERENCE, Reference
 from luthier.generation.decode import evaluating
 from luthier.models.policy import Policy
-from luthier.objectives import Objective, Scores, score
+from luthier.models.scorer import Scorer
+from luthier.objectives import Objective, Scores, score, score_values
 
 
 def passes_of(drawn: Drawn, micro_batch_tokens: int, world: World) -> list[NDArray[np.int64]]:
@@ -48,12 +49,24 @@ def scored(
     policy: Policy, objective: Objective, reference: Reference | None, batch: Batch, *, packing: bool, smoothing: float = 0.0
 ) -> Scores:
     """All that an objective needs to know of a batch."""
+    if objective.values is not None:
+        assert isinstance(policy, Scorer)
+        return score_values(policy, batch, packing=packing, at=objective.values)
     known = batch.columns.get(REFERENCE)
     if objective.reference and known is None:
         assert reference is not None
         known = reference.logprobs(batch, packing=packing)
     scores = score(policy, batch, packing=packing, entropy=objective.entropy, smoothing=smoothing)
     return replace(scores, reference=known) if objective.reference else scores
+
+
+def with_brought(objective: Objective, drawn: Drawn) -> Drawn:
+    """A global batch with the columns that its objective makes of what each segment brought."""
+    if not objective.brings:
+        return drawn
+    brought = [drawn.store.brought(int(row)) for row in drawn.segments]
+    made = {name: np.array([value(each) for each in brought], np.float32) for name, value in objective.brings.items()}
+    return drawn._replace(of_segments={**drawn.of_segments, **made})
 
 
 @torch.no_grad()
@@ -68,7 +81,7 @@ def looked_at(
     world: World,
 ) -> Drawn:
     """A global batch with what is known of it before, and what its objective has to know of the whole; the same on every rank."""
-    drawn = reference.known(drawn) if reference else drawn
+    drawn = with_brought(objective, reference.known(drawn) if reference else drawn)
     look = objective.first_look
     if look is None:
         return drawn

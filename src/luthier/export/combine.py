@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import UserError
-from luthier.export.source import find_source, has_tokenizer
 from luthier.files import publish, temporary_sibling
 from luthier.models.adapters.config import AdapterConfig
 from luthier.models.adapters.contents import Contents, Pair, as_stored, read_contents
 from luthier.models.adapters.format import is_adapter, write_tensors
+from luthier.models.source import find_source, has_tokenizer
 
 CombineMethod = Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")

@@ -33,7 +33,6 @@ from luthier.chat import ChatTemplate, resolve
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
 from luthier.errors import UserError
-from luthier.export.source import Source, find_source
 from luthier.export.stream import stream
 from luthier.export.tensors import bytes_of, write_model
 from luthier.files import is_disk_full, publish, temporary_sibling
@@ -50,6 +49,7 @@ from luthier.models.methods import load_adapter
 from luthier.models.policy import save_description, save_model
 from luthier.models.quantize.base import round_weights
 from luthier.models.quantize.scheme import Scheme
+from luthier.models.source import Source, find_source
 from luthier.recipe.schema import LoRA
 
 if TYPE_CHECKING:

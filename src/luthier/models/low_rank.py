@@ -24,6 +24,7 @@ from luthier.models.adapters.targets import check_targets, target_experts
 from luthier.models.adapters.tokens import tokens_to_train
 from luthier.models.legacy.names import modern_config
 from luthier.models.mixture import routers
+from luthier.models.score_head import head_names
 from luthier.recipe.schema import STARTS_INSIDE, AdaLoRA, Init, LoRA, Method
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def apply_low_rank(
     return _fresh(model, method, config, seed, drawn)
 
 
-def load_low_rank(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0) -> AdapterConfig:
-    """Put the adapter of a PEFT folder into `model`, in place, and return its settings.
+def load_low_rank(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0, body: bool = False) -> AdapterConfig:
+    """Put the adapter of a PEFT folder into `model`, in place, and return its settings. Arguments are those of `methods.load_adapter`.
 
     Raises:
         UserError: no adapter there, one that Luthier does not read, or one of another base model.
@@ -65,6 +66,13 @@ def load_low_rank(model: PreTrainedModel, folder: Path, *, dropout: float = 0.0)
     config = replace(read_config(folder), dropout=dropout)
     if (single := single_experts(load_tensors(folder / WEIGHTS_FILE), model)) is not None:
         config = single.settings(config)
+    missing = [name for name in head_names(model) if not name.endswith(config.modules_to_save or ("\0",))]
+    if missing and not body:
+        raise UserError(
+            f"the adapter has no `{missing[0]}`: it was not trained to score texts",
+            where=str(folder),
+            hint="Merge it into its base with `luthier export merge`, and begin with that.",
+        )
     insert_adapter(model, config, seed=None)
     load_values(folder, model)
     return config

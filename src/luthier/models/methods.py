@@ -26,6 +26,7 @@ from luthier.models.legacy.names import modern_names
 from luthier.models.linear import count_weights, quantised_layers
 from luthier.models.low_rank import apply_low_rank, load_low_rank, rates_of
 from luthier.models.mixture import freeze_routers, routers
+from luthier.models.score_head import head_names
 from luthier.recipe.schema import AdaLoRA, Freeze, Full, LlamaPro, LoRA, Method
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def apply_method(
     tokens: tuple[int, ...] = (),
     drawn: Iterable[Drawn] = (),
 ) -> Trainable:
-    """Make `model` ready for training, in place.
+    """Make `model` ready for training, in place. A head that scores texts is trained by every method.
 
     Args:
         model: a plain model.
@@ -80,12 +81,14 @@ def apply_method(
         UserError: a name that fits nothing, or an adapter that does not fit.
     """
     notes: tuple[str, ...] = ()
+    scores = head_names(model)
     if isinstance(method, LoRA | AdaLoRA):
+        method = method.model_copy(update={"modules_to_save": (*method.modules_to_save, *scores)})
         notes = apply_low_rank(model, method, seed=seed, adapter=adapter, saved=saved, tokens=tokens, drawn=drawn)
         return trainable(model, notes, rates_of(model, method))
     if isinstance(method, Full | Freeze | LlamaPro):
         if adapter is not None:
-            load_adapter(model, adapter)
+            load_adapter(model, adapter, body=True)
             merge(model)
         if quantised_layers(model):
             raise UserError("weights in few bits cannot be trained", where="method", hint="Use `method: lora`.")
@@ -97,6 +100,8 @@ def apply_method(
         else:
             _freeze(model, method)
             notes = _keep_routers(model, method, but=modern_names((*method.parts, *method.modules), model))
+        for name in scores:
+            model.get_submodule(name).requires_grad_(True)
     else:
         from luthier.models.adapters.borrowed_configs import apply_borrowed
 
@@ -104,8 +109,13 @@ def apply_method(
     return trainable(model, notes)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> None:
+def load_adapter(model: PreTrainedModel, folder: Path, *, body: bool = False) -> None:
     """Put the adapter of a PEFT folder into `model`, in place.
+
+    Args:
+        model: a plain model.
+        folder: of the adapter.
+        body: of a model that scores texts, the adapter may be for the body alone.
 
     Raises:
         UserError: no adapter there, one that Luthier does not read, or one of another base model.
@@ -113,7 +123,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     if kind_of(folder) in borrowed.KINDS:
         borrowed.load(model, folder)
     else:
-        load_low_rank(model, folder)
+        load_low_rank(model, folder, body=body)
 
 
 def rows_needed(folder: Path) -> int:
@@ -161,8 +171,8 @@ def _freeze(model: PreTrainedModel, method: Freeze) -> None:
     _train_named(model, modules)
     if method.embeddings:
         model.get_input_embeddings().requires_grad_(True)
-    if method.head:
-        model.get_output_embeddings().requires_grad_(True)
+    if method.head and (head := model.get_output_embeddings()) is not None:
+        head.requires_grad_(True)
 
 
 def _chosen_layers(model: PreTrainedModel, wanted: int | tuple[int, ...]) -> list[nn.Module]:

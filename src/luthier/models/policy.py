@@ -40,6 +40,7 @@ from luthier.models.noise import EmbeddingNoise
 from luthier.models.probe import Isolation, probe_isolation
 from luthier.models.quantize.base import summary
 from luthier.models.rope import forget_lengths, growing, steady_length
+from luthier.models.score_head import is_scorer
 
 if TYPE_CHECKING:
     from luthier.data.batch import Batch
@@ -79,12 +80,16 @@ class Policy:
     ) -> None:
         self.model = model
         self.trainable = trained or trainable(model)
-        self._head = describe(model)
+        self._head = self._described()
         self.isolation: Isolation = probe_isolation(model)
         self._steady_length, self._growing = steady_length(model.config) - prefix_length(model), growing(model)
         self._noise = EmbeddingNoise(model.get_input_embeddings(), noise) if noise else None
         self.balance = Balance(model, balance) if balance else None
         self.notes = self.trainable.notes + ((self._head.note,) if self._head.note else ())
+
+    def _described(self) -> Head:
+        """The output head, checked against what the model itself computes."""
+        return describe(self.model)
 
     @property
     def head(self) -> Head:
@@ -123,7 +128,7 @@ class Policy:
         starts = batch.cu_seqlens.tolist()
         pieces, order = [], []
         for rows in self._rectangles(lengths):
-            index = _padded_index([starts[row] for row in rows], [lengths[row] for row in rows]).to(batch.tokens.device)
+            index = padded_index([starts[row] for row in rows], [lengths[row] for row in rows]).to(batch.tokens.device)
             real = index >= 0
             tokens = batch.tokens[index.clamp_min(0)]
             if self._noise:
@@ -196,7 +201,9 @@ class Policy:
             return borrowed.read(folder, self.model)
         if adapter_config(self.model) is not None:
             return read_values(folder, self.model)
-        stored = load_as_stored(folder)  # a whole model: transformers alone knows how its names map to the files'
+        stored = load_as_stored(
+            folder, scoring=is_scorer(self.model)
+        )  # a whole model: transformers alone knows how its names map to the files'
         return {name: stored.get_parameter(name).detach() for name in self.trainable.parameters}
 
     @torch.no_grad()
@@ -241,14 +248,14 @@ def save_description(model: PreTrainedModel, folder: Path) -> None:
     model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
     with _as_published(model), quiet():
         model.config.save_pretrained(folder)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(folder)
+        if (settings := _generation_settings(model)) is not None:
+            settings.save_pretrained(folder)
 
 
 @contextmanager
 def _as_published(model: PreTrainedModel) -> Iterator[None]:
     """The settings of `model` as those who load its folder want them."""
-    settings = model.generation_config
+    settings = _generation_settings(model)
     if settings is not None and not settings.do_sample and _names_sampling_values(settings):
         settings.do_sample = True  # as published models mean it; transformers refuses to write the values without
     cached, model.config.use_cache = model.config.use_cache, True  # training turns it off
@@ -256,6 +263,11 @@ def _as_published(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.config.use_cache = cached
+
+
+def _generation_settings(model: PreTrainedModel) -> GenerationConfig | None:
+    """How a model writes by default; a model that scores texts has no such settings."""
+    return getattr(model, "generation_config", None)
 
 
 def _names_sampling_values(settings: GenerationConfig) -> bool:
@@ -285,7 +297,7 @@ def _owner(batch: Batch) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=len(batch))
 
 
-def _padded_index(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+def padded_index(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
     """Flat token index int64 [rows, longest] of right-padded segments; -1 where there is padding."""
     column = torch.arange(max(lengths))
     index = torch.tensor(starts)[:, None] + column

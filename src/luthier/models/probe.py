@@ -22,6 +22,7 @@ from luthier.models.adapters.prompts import prefix_length
 from luthier.models.attention import packed_row
 from luthier.models.head import decoder, evaluating, probe_tokens, relative_difference
 from luthier.models.linear import quantised_layers
+from luthier.models.loading import reads_both_ways
 
 FIRST, SECOND = 11, 7
 """Lengths of the neighbour and of the segment that is watched."""
@@ -44,6 +45,8 @@ def probe_isolation(model: PreTrainedModel) -> Isolation:
     """Run a segment packed behind two neighbours and alone, and compare its states (dropout off, no gradients)."""
     if length := prefix_length(model):
         return Isolation(False, f"each segment begins with its own prefix of {length} learnt positions")
+    if reads_both_ways(model.config):
+        return Isolation(False, f"tokens of {type(model).__name__} see those behind them, and a row has no end between segments")
     body = decoder(model)
     parameters = inspect.signature(body.forward).parameters
     if "position_ids" not in parameters:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from luthier.objectives.base import Denominator, FirstLook, Loss, Objective, Scores, score
+from luthier.objectives.base import Denominator, FirstLook, Loss, Objective, Scores, score, score_values
 from luthier.objectives.contrastive import cpo, simpo
 from luthier.objectives.feedback import bco, kto
 from luthier.objectives.likelihood import LIKELIHOOD, sft
 from luthier.objectives.odds_ratio import orpo
 from luthier.objectives.preference import dpo
+from luthier.objectives.reward import reward
 from luthier.recipe.schema import Stage
 
 OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
     "simpo": simpo,
     "kto": kto,
     "bco": bco,
+    "rm": reward,
 }
 """Name of a stage → what makes its objective from the recipe's section."""
 
@@ -37,4 +39,15 @@ def objective_of(stage: Stage) -> Objective:
     return OBJECTIVES[stage.type](stage)
 
 
-__all__ = ["LIKELIHOOD", "OBJECTIVES", "Denominator", "FirstLook", "Loss", "Objective", "Scores", "objective_of", "score"]
+__all__ = [
+    "LIKELIHOOD",
+    "OBJECTIVES",
+    "Denominator",
+    "FirstLook",
+    "Loss",
+    "Objective",
+    "Scores",
+    "objective_of",
+    "score",
+    "score_values",
+]

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from luthier.data.batch import Batch, Drawn
 from luthier.kernels.logprob import token_logprobs
 from luthier.models.policy import Policy
+from luthier.models.scorer import Scorer
 
 Denominator = Literal["tokens", "examples", "pairs", "constant"]
 """What a sum is divided by: supervised token weight, examples, chosen/rejected pairs, or 1."""
@@ -33,6 +35,8 @@ class Scores:
         weight: float32 [R], loss weights.
         entropy: float32 [R] in nats, where it was asked for.
         reference: float32 [R], log-probabilities under the reference, without gradient, where the objective has one.
+        values: what a scorer says, differentiable: float32 [S, labels] of segments, or float32 [R] of the states before the targets.
+            Those fields that need an output head are then empty.
     """
 
     logprob: Tensor
@@ -40,6 +44,7 @@ class Scores:
     weight: Tensor
     entropy: Tensor | None = None
     reference: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,9 @@ class Objective:
         reference: it needs the log-probabilities of a reference.
         entropy: it needs the entropy of each distribution.
         first_look: see the module's text.
+        values: it judges by what a scorer says of segments, or of the states before the targets, instead of by log-probabilities.
+        brings: columns of the batch that are made of what segments brought besides tokens: name → the value of one of them.
+        told: what is reported, from the means of `metrics`; for what is no mean of examples, such as F1.
     """
 
     name: str
@@ -97,6 +105,9 @@ class Objective:
     reference: bool = False
     entropy: bool = False
     first_look: FirstLook | None = None
+    values: Literal["segment", "token"] | None = None
+    brings: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
+    told: Callable[[Mapping[str, float]], Mapping[str, float]] = dict
 
     def __call__(self, scores: Scores, batch: Batch) -> Loss:
         """The sums of one micro-batch."""
@@ -127,3 +138,16 @@ def score(policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False,
         entropy=entropy,
     )
     return Scores(said.logprob, said.top1, batch.weight[batch.targets], said.entropy)
+
+
+def score_values(scorer: Scorer, batch: Batch, *, packing: bool, at: Literal["segment", "token"]) -> Scores:
+    """Run a scorer over a batch.
+
+    Args:
+        scorer: the model.
+        batch: on its device.
+        packing: see `Policy.hidden`.
+        at: what it is asked about: whole segments, or the states before the targets.
+    """
+    none, read = torch.zeros(0, device=batch.tokens.device), scorer.values if at == "segment" else scorer.token_values
+    return Scores(none, none.bool(), batch.weight[batch.targets], values=read(batch, packing=packing))

@@ -20,7 +20,7 @@ _FILES |= {("data", "registry"), ("stage", "rewards", "python"), ("stage", "rewa
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://.*", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ENDING = re.compile(r"\.(json|jsonl|ndjson|csv|tsv|parquet|txt|gz|zst|py|yaml|md)", re.IGNORECASE)
-_FOLDERS = {("model",), ("model", "path"), ("model", "tokenizer"), ("model", "adapter")}
+_FOLDERS = {("model",), ("model", "path"), ("model", "tokenizer"), ("model", "adapter"), ("stage", "rewards", "path")}
 _TEMPLATE = ("data", "template")
 
 

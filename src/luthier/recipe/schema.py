@@ -43,6 +43,7 @@ from luthier.recipe.sections.stage import Stage
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
+from luthier.recipe.sections.stages.scoring import RewardModelling
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
 
@@ -55,6 +56,7 @@ __all__ = [
     "KTO",
     "OFT",
     "ORPO",
+    "SCORING",
     "STARTS_INSIDE",
     "STREAM_WINDOW",
     "AdaLoRA",
@@ -81,6 +83,7 @@ __all__ = [
     "Quantization",
     "Recipe",
     "Report",
+    "RewardModelling",
     "RopeScaling",
     "Samples",
     "Section",
@@ -91,6 +94,10 @@ __all__ = [
     "Train",
     "VeRA",
 ]
+
+
+SCORING = ("rm",)
+"""Stages whose models say numbers about a text instead of writing one."""
 
 
 class Recipe(Section):
@@ -153,6 +160,10 @@ class Recipe(Section):
         if self.data.streaming and getattr(self.stage, "reference", None) == "precompute":
             raise ValueError(
                 "`stage.reference: precompute` needs data that is read before the first step: leave `data.streaming` out"
+            )
+        if self.stage.type in SCORING and self.evaluate.samples.prompts:
+            raise ValueError(
+                f"`evaluate.samples` are answers, and a model of stage `{self.stage.type}` writes none: leave them out"
             )
         if self.evaluate.patience and self.data.validation is None:
             raise ValueError("`evaluate.patience` needs something to measure: set `data.validation`")

@@ -31,7 +31,6 @@ from luthier.engine.parallel import World
 from luthier.engine.plan import DTYPES, Plan, Precision, batch_of, choose_precision, make_plan
 from luthier.engine.reference import Reference
 from luthier.errors import UserError
-from luthier.export.source import tokenizer_folder
 from luthier.generation.chat import ChatModel
 from luthier.models.adapters import borrowed
 from luthier.models.adapters.adalora import Allocator
@@ -41,14 +40,17 @@ from luthier.models.balance import balance_weight
 from luthier.models.checkpointing import set_checkpointing
 from luthier.models.float8 import check_float8, to_float8
 from luthier.models.hub import fetch
-from luthier.models.loading import check_weights, embedding_rows, load_model, read_config
+from luthier.models.loading import Scoring, check_weights, embedding_rows, load_model, read_config
 from luthier.models.low_rank import allocator_of
 from luthier.models.methods import apply_method, rows_needed
 from luthier.models.policy import Policy
 from luthier.models.rope import reach
+from luthier.models.score_head import FRESH, REWARD, is_scorer
+from luthier.models.scorer import Scorer
+from luthier.models.source import template_for, tokenizer_folder
 from luthier.objectives import Objective, objective_of
-from luthier.recipe.schema import LoRA, Prefixed, Recipe, RopeScaling
-from luthier.workshop.loading import served_otherwise, template_for
+from luthier.recipe.schema import SCORING, LoRA, Prefixed, Recipe, RopeScaling
+from luthier.workshop.loading import served_otherwise
 from luthier.workshop.watching import Sampler, Watchers
 
 SIDES = {CHOSEN: ", the better answer", REJECTED: ", the worse answer"}
@@ -113,7 +115,7 @@ def assemble(
     kind_of(recipe.train.optimizer)
     folder = fetch(section.path, hub=section.hub, revision=section.revision)
     prefix = recipe.method.pre_seq_len if isinstance(recipe.method, Prefixed) else 0
-    _check_model(folder, data.max_length, prefix, section.rope_scaling)
+    _check_model(folder, data.max_length, prefix, section.rope_scaling, scoring=stage in SCORING)
     precision = _precision(recipe, world)
     batch = batch_of(recipe.train, stage, data.max_length, world.size)
     tokenizer, template, dataset = prepare_data(recipe, progress=watchers.preparing, pinned=pinned, run=run)
@@ -125,7 +127,10 @@ def assemble(
     known(dataset.store)
     batches = batches_of(dataset, recipe, batch, cursor, known)
     _introduce(dataset, batches, tokenizer, watchers)
-    model = load_model(section, dtype=DTYPES[precision], device=world.device)
+    scoring = Scoring(REWARD, tokenizer.pad_id, recipe.train.seed) if stage in SCORING else None
+    model = load_model(section, dtype=DTYPES[precision], device=world.device, scoring=scoring)
+    if new := getattr(model, FRESH, ()):
+        watchers.note(f"new and drawn at random: {', '.join(f'`{name}`' for name in new)}")
     policy = _policy(recipe, model, tokenizer, batches, saved)
     watchers.note(policy.describe())
     if section.rope_scaling is not None and recipe.method.type not in ("full", "freeze"):
@@ -192,7 +197,8 @@ def _policy(recipe: Recipe, model: PreTrainedModel, tokenizer: Tokenizer, batche
         to_float8(model)
     set_checkpointing(model, recipe.train.activation_checkpointing)
     balance = balance_weight(model, recipe.train.router_aux_loss)
-    return Policy(model, trained, noise=recipe.train.neftune, balance=balance)
+    kind = Scorer if is_scorer(model) else Policy
+    return kind(model, trained, noise=recipe.train.neftune, balance=balance)
 
 
 def _optimizer(recipe: Recipe, policy: Policy, precision: Precision) -> Optimizer:
@@ -230,7 +236,7 @@ def _ids(tokenizer: Tokenizer, new: tuple[str, ...], wanted: tuple[str, ...]) ->
 def _rows(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> int | None:
     """Tokens that the model in `folder` will have embeddings for when it is trained."""
     section = recipe.model
-    rows = embedding_rows(read_config(folder))
+    rows = embedding_rows(read_config(folder, scoring=recipe.stage.type in SCORING))
     if rows is None:
         return None
     new = tokenizer.vocab_size if section.new_tokens else 0
@@ -264,9 +270,9 @@ def _precision(recipe: Recipe, world: World) -> Precision:
     return precision
 
 
-def _check_model(folder: Path, max_length: int, prefix: int, scaling: RopeScaling | None) -> None:
+def _check_model(folder: Path, max_length: int, prefix: int, scaling: RopeScaling | None, *, scoring: bool) -> None:
     """Refuse what is no model, and a `max_length` beyond the positions that it has behind a learnt prefix, before the data is read."""
-    read_config(folder)
+    read_config(folder, scoring=scoring)
     check_weights(folder)
     # As written, because transformers fills in a limit of its own where there is none.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import torch
 
-from luthier.chat import ChatTemplate, resolve
+from luthier.chat import ChatTemplate
 from luthier.chat.agreement import PLAIN, compare
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
-from luthier.export.source import find_source
+from luthier.errors import UserError
 from luthier.generation.chat import ChatModel
-from luthier.models.catalog import template_of
 from luthier.models.loading import load_model
 from luthier.models.methods import load_adapter
-from luthier.recipe.schema import Recipe
+from luthier.models.scoring import RewardModel, scorer_of, scores
+from luthier.models.source import Source, find_source, template_for
 from luthier.workshop.run import Run
 
 
 def load(
     run_or_model: Run | str | Path, *, checkpoint: int | None = None, base: bool = False, adapter: str | Path | None = None
-) -> ChatModel:
-    """A model ready to talk to.
+) -> ChatModel | RewardModel:
+    """A model ready to talk to, or, where it was trained to score texts, ready to score them.
 
     Args:
         run_or_model: a run, its name under `./runs`, its folder; or a model folder, an adapter folder, a hub id or `tiny`.
@@ -33,8 +33,32 @@ def load(
     Raises:
         UserError: nothing of that name, or a combination that makes no sense.
     """
+    source = _source(run_or_model, checkpoint, base, adapter)
+    return scorer_of(source) if scores(source) else _chat_model(source)
+
+
+def load_chat(
+    run_or_model: Run | str | Path, *, checkpoint: int | None = None, base: bool = False, adapter: str | Path | None = None
+) -> ChatModel:
+    """A model ready to talk to. Arguments are those of `load`.
+
+    Raises:
+        UserError: as `load`; or a model that scores texts and writes none.
+    """
+    source = _source(run_or_model, checkpoint, base, adapter)
+    if scores(source):
+        raise UserError(
+            "this model scores texts and writes none", where=source.name, hint=f'Use `luthier.load("{source.name}")`.'
+        )
+    return _chat_model(source)
+
+
+def _source(run_or_model: Run | str | Path, checkpoint: int | None, base: bool, adapter: str | Path | None) -> Source:
     place = run_or_model.path if isinstance(run_or_model, Run) else run_or_model
-    source = find_source(place, adapter=adapter, checkpoint=checkpoint, base=base)
+    return find_source(place, adapter=adapter, checkpoint=checkpoint, base=base)
+
+
+def _chat_model(source: Source) -> ChatModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(source.recipe, device)
     model = load_model(source.base, dtype=DTYPES[precision], device=device)
@@ -42,20 +66,6 @@ def load(
         load_adapter(model, source.adapter)
     tokenizer = load_tokenizer(source.tokenizer)
     return ChatModel(model.eval(), tokenizer, template_for(source.recipe, tokenizer, source.base.path), name=source.name)
-
-
-def template_for(recipe: Recipe | None, tokenizer: Tokenizer, model: str = "") -> ChatTemplate:
-    """The chat template that a recipe trains and talks with: the one it names, else the tokenizer's own, else the catalogue's.
-
-    Args:
-        recipe: the recipe; None for a model that was made elsewhere.
-        tokenizer: the tokenizer that goes with it.
-        model: name of the model where there is no recipe.
-    """
-    if recipe is None:
-        return resolve("auto", tokenizer.chat_template, tokenizer.variables, fallback=template_of(model))
-    data, fallback = recipe.data, template_of(recipe.model.path)
-    return resolve(data.template, tokenizer.chat_template, tokenizer.variables, data.thinking, fallback=fallback)
 
 
 def served_otherwise(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -36,6 +37,25 @@ def text_of(row: Mapping[str, Any], name: str, columns: Mapping[str, str], *, re
             raise RowError(f"`{column}` is null" if column in row else f"missing `{column}`")
         return ""
     raise RowError(f"`{column}` is {kind(value)}, it should be text")
+
+
+def number_of(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> float | None:
+    """The finite number in a column, which may be written as text; None when it is absent or empty.
+
+    Raises:
+        RowError: the column holds something else.
+    """
+    column = columns.get(name, name)
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"`{column}` is {kind(value)}, it should be a number")
+    return number
 
 
 def label_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool | None:

@@ -48,6 +48,8 @@ def _differences(one: Any, other: Any) -> Iterator[str]:
         parts = ((one.messages, other.messages),)
     for mine, theirs in parts:
         yield from _message_differences(mine, theirs)
+    if isinstance(one, Preference) and one.margin != other.margin:
+        yield "the margin"
     if isinstance(one, Feedback) and one.label != other.label:
         yield "the label"
     if isinstance(one, Prompt) and one.reference != other.reference:

@@ -4,16 +4,17 @@
 
 Each is a text or a list of messages. Without a prompt, `chosen` and `rejected` are whole dialogues, and what they begin with in common
 is the prompt. The prompt may be called `context` (ColossalChat) or `question`; the answers may be called `response_j` and `response_k`
-(StackExchange pairs).
+(StackExchange pairs). A `margin` says how much better the better answer is, for a reward model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from luthier.data.examples import Example, Origin, Preference
-from luthier.data.formats.fields import text_of, tools_of
+from luthier.data.formats.fields import number_of, text_of, tools_of
 from luthier.data.formats.pairs import from_dialogues, preference, turns_of
 from luthier.data.formats.turns import ROLE_COLUMNS
 from luthier.data.formats.written import no_place, openai_turns
@@ -21,7 +22,7 @@ from luthier.data.problems import RowError
 
 NAME = "preference"
 ABOUT = "Preference pairs: prompt, chosen, rejected, as texts or messages"
-COLUMNS = ("prompt", "chosen", "rejected", "system", "tools", *ROLE_COLUMNS)
+COLUMNS = ("prompt", "chosen", "rejected", "margin", "system", "tools", *ROLE_COLUMNS)
 MAKES = (Preference,)
 
 _PROMPTS = ("prompt", "context", "question")
@@ -44,13 +45,14 @@ def parse(row: Any, origin: Origin, columns: Mapping[str, str]) -> list[Example]
     chosen, rejected = row.get(names["chosen"]), row.get(names["rejected"])
     system, tools = text_of(row, "system", columns), tools_of(row, columns)
     column = columns.get("prompt") or next((name for name in _PROMPTS if row.get(name)), "prompt")
+    margin = number_of(row, "margin", columns)
     whole = _is_dialogue(chosen) and _is_dialogue(rejected)
     if whole or (row.get(column) is None and isinstance(chosen, list)):
-        return [from_dialogues(chosen, rejected, names, origin, system=system, tools=tools)]
+        return [replace(from_dialogues(chosen, rejected, names, origin, system=system, tools=tools), margin=margin)]
     if row.get(column) is None:
         raise RowError(f"missing `{column}`")
     prompt = turns_of(row[column], f"`{column}`", "user")
-    return [preference(prompt, chosen, rejected, names, origin, system=system, tools=tools)]
+    return [replace(preference(prompt, chosen, rejected, names, origin, system=system, tools=tools), margin=margin)]
 
 
 def write(example: Example) -> dict[str, Any]:
@@ -61,9 +63,11 @@ def write(example: Example) -> dict[str, Any]:
     """
     if not isinstance(example, Preference):
         no_place(example, NAME)
-    tools = {"tools": list(example.tools)} if example.tools else {}
+    others: dict[str, Any] = {"tools": list(example.tools)} if example.tools else {}
+    if example.margin is not None:
+        others["margin"] = example.margin
     parts = {"prompt": example.prompt, "chosen": example.chosen, "rejected": example.rejected}
-    return {name: openai_turns(messages) for name, messages in parts.items()} | tools
+    return {name: openai_turns(messages) for name, messages in parts.items()} | others
 
 
 def _is_dialogue(value: Any) -> bool:

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from luthier.errors import UserError
 from luthier.models.adapters.format import CONFIG_FILE, PREFIX, WEIGHTS_FILE, check_tensors, load_tensors
 from luthier.models.keys import measure_keys
+from luthier.models.score_head import Labels, is_scorer
 
 ATTRIBUTE = "luthier_peft"
 """Attribute of a model that holds the `PeftModel` around it."""
@@ -94,7 +95,7 @@ def insert(model: PreTrainedModel, config: Any, *, seed: int) -> None:
         UserError: PEFT cannot do that to this model.
     """
     config.base_model_name_or_path = model.config.name_or_path or model.name_or_path
-    kind = library().PeftModelForCausalLM
+    kind = library().PeftModelForSequenceClassification if is_scorer(model) else library().PeftModelForCausalLM
     silent = io.StringIO()  # BOFT tells the terminal how it fails to compile a kernel
     with (
         torch.random.fork_rng([model.device] if model.device.type == "cuda" else []),
@@ -137,6 +138,8 @@ def write(folder: Path, model: PreTrainedModel, values: Mapping[str, Tensor] | N
         own = {name.removeprefix(f"{ENCODER}."): _plain(value) for name, value in given.items()}
         save_file(own, folder / ENCODER_FILE, metadata={"format": "pt"})
     config.inference_mode = True
+    if is_scorer(model):
+        Labels.of_config(model.config).write(folder)
     text = json.dumps(config.to_dict(), ensure_ascii=False, indent=2, sort_keys=True, default=_as_json)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 

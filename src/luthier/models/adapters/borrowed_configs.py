@@ -17,11 +17,13 @@ from transformers import PreTrainedModel
 from luthier.errors import UserError
 from luthier.models.adapters.borrowed import config_of, insert, library, load
 from luthier.models.adapters.config import ALL_LINEAR
+from luthier.models.adapters.format import SCORING
 from luthier.models.adapters.targets import check_names
 from luthier.models.checkpointing import decoder_layers
 from luthier.models.keys import measure_keys
 from luthier.models.legacy.names import modern_names
 from luthier.models.linear import is_linear
+from luthier.models.score_head import head_names
 from luthier.recipe.schema import BOFT, IA3, OFT, LlamaAdapter, NormTuning, PrefixTuning, PromptTuning, PTuning, Section, VeRA
 
 KEYS_AND_VALUES = ("k_proj", "v_proj", "query_key_value", "c_attn", "qkv_proj", "W_pack", "Wqkv", "kv_b_proj")
@@ -142,6 +144,8 @@ def apply_borrowed(model: PreTrainedModel, method: Section, *, seed: int, adapte
         UserError: it does not fit the model, or the adapter is of another kind.
     """
     config = BUILDERS[type(method)](model, method)
+    if scores := head_names(model):
+        _with_head(config, scores)
     size = getattr(config, "token_dim", None)
     if adapter is None:
         insert(model, config, seed=seed)
@@ -150,6 +154,19 @@ def apply_borrowed(model: PreTrainedModel, method: Section, *, seed: int, adapte
         _check_kind(config, config_of(model), adapter)
     _check_made(model, size)
     return () if adapter is None else ("the adapter keeps its own settings; those of `method` are not used",)
+
+
+def _with_head(config: Any, names: tuple[str, ...]) -> None:
+    """Let a head that scores be trained and saved with the adapter.
+
+    Raises:
+        UserError: the method keeps nothing beside its prefix.
+    """
+    if not hasattr(config, "modules_to_save"):
+        raise UserError(
+            f"PEFT saves no head beside an adapter of type {config.peft_type.value}", where="method", hint="Use `lora`, or `ia3`."
+        )
+    config.task_type, config.modules_to_save = SCORING, list(names)
 
 
 def norm_layers(model: nn.Module) -> list[str]:

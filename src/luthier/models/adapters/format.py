@@ -33,11 +33,14 @@ from luthier.models.adapters.single_experts import single_experts
 from luthier.models.adapters.spelling import spelled_out
 from luthier.models.legacy.names import modern_tensors
 from luthier.models.legacy.weights import read_pickled
+from luthier.models.score_head import Labels, is_scorer
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 OLD_WEIGHTS_FILE = "adapter_model.bin"
 """As PEFT wrote it until 2023; read with `weights_only`, never written."""
 PREFIX = "base_model.model."
+SCORING = "SEQ_CLS"
+"""PEFT's name for the task of an adapter whose model scores texts."""
 ROWS = "trainable_tokens_delta"
 
 
@@ -87,6 +90,9 @@ def write_adapter(folder: Path, model: PreTrainedModel, values: Mapping[str, Ten
     transposed = any(isinstance(layer.base_layer, Conv1D) for layer in layers.values())
     content = config.to_peft(base=model.config.name_or_path or model.name_or_path, transposed=transposed)
     content |= spelled_out(model, config)
+    if is_scorer(model):
+        content["task_type"] = SCORING
+        Labels.of_config(model.config).write(folder)
     if EMBEDDINGS in config.tokens:
         names = {module: name for name, module in model.named_modules()}
         rows = {**config.tokens, names[model.get_input_embeddings()]: config.tokens[EMBEDDINGS]}

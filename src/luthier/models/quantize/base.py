@@ -13,22 +13,24 @@ import math
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import UserError
 from luthier.models.linear import count_weights, dense_weight, is_linear, is_quantised, quantised_layers, shape_of, stored_bytes
 from luthier.models.mixture import mixtures
 from luthier.models.quantize.scheme import Scheme, free_circles
+from luthier.models.score_head import head_names
 
 SCHEME_ATTRIBUTE = "luthier_scheme"
 """Attribute of a quantised model that says in words how its layers are stored."""
 
 
-def skeleton(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model that a config describes, without memory for its weights (on the `meta` device)."""
+def skeleton(config: PreTrainedConfig, dtype: torch.dtype = torch.float32, *, scoring: bool = False) -> PreTrainedModel:
+    """The model that a config describes, without memory for its weights (on the `meta` device): one that writes, or one that scores."""
+    kind = AutoModelForSequenceClassification if scoring else AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        return kind.from_config(copy.deepcopy(config), dtype=dtype)
 
 
 def layers_to_quantise(model: PreTrainedModel, scheme: Scheme) -> tuple[list[str], list[str]]:
@@ -41,13 +43,17 @@ def layers_to_quantise(model: PreTrainedModel, scheme: Scheme) -> tuple[list[str
     Raises:
         UserError: a name to skip fits no layer, nothing is left, or a layer does not fit the type.
     """
-    head = model.get_output_embeddings()
+    head, scores = model.get_output_embeddings(), tuple(f"{name}." for name in head_names(model))
     skip = scheme.section.skip
     sizes = {name: shape_of(module) for name, module in model.named_modules() if is_linear(module)}
     for suffix in skip:
         if not any(_ends_in(name, (suffix,)) for name in sizes):
             raise UserError(f"no linear layer is called `{suffix}`", where="model.quantization.skip")
-    stay = [name for name in sizes if model.get_submodule(name) is head or _ends_in(name, skip)]
+    stay = [
+        name
+        for name in sizes
+        if model.get_submodule(name) is head or f"{name}.".startswith(scores or ("\0",)) or _ends_in(name, skip)
+    ]
     chosen = [name for name in sizes if name not in set(stay)]
     if not chosen:
         raise UserError("no linear layer is left to quantise", where="model.quantization")

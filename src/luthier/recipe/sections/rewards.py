@@ -168,8 +168,18 @@ class Http(Weighted):
     """Requests at the same time."""
 
 
+class RewardModel(Weighted):
+    """What a trained reward model says of the answer."""
+
+    type: Literal["model"] = "model"
+    path: str
+    """A run of stage `rm` (name or folder), a sequence-classification folder of transformers, a PEFT adapter, or a hub id."""
+    checkpoint: Positive | None = None
+    """Of a run, the step whose weights to take. Default: the final ones."""
+
+
 Reward = Annotated[
-    ExactMatch | MathVerify | FormatRegex | Length | JsonSchema | Code | OwnCode | Http, Field(discriminator="type")
+    ExactMatch | MathVerify | FormatRegex | Length | JsonSchema | Code | OwnCode | Http | RewardModel, Field(discriminator="type")
 ]
 
 

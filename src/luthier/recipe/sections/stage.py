@@ -9,8 +9,9 @@ from pydantic import Field
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
+from luthier.recipe.sections.stages.scoring import RewardModelling
 
 Stage = Annotated[
-    Pretraining | SupervisedFineTuning | DPO | ORPO | SimPO | CPO | KTO | BCO,
+    Pretraining | SupervisedFineTuning | DPO | ORPO | SimPO | CPO | KTO | BCO | RewardModelling,
     Field(discriminator="type"),
 ]

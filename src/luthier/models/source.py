@@ -14,9 +14,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.chat import ChatTemplate, resolve
+from luthier.data.tokenizer import Tokenizer
 from luthier.errors import UserError
 from luthier.models import catalog
 from luthier.models.adapters.format import CONFIG_FILE, is_adapter
+from luthier.models.catalog import template_of
 from luthier.models.hub import TINY, fetch
 from luthier.recipe.load import load_recipe
 from luthier.recipe.schema import Model, Recipe
@@ -79,6 +82,20 @@ def find_source(
     found = fetch(str(adapter)) if adapter is not None else None
     home = fetch(model.path)
     return Source(Path(model.path).expanduser().resolve().name, model, found, found if found and has_tokenizer(found) else home)
+
+
+def template_for(recipe: Recipe | None, tokenizer: Tokenizer, model: str = "") -> ChatTemplate:
+    """The chat template that a recipe trains and talks with: the one it names, else the tokenizer's own, else the catalogue's.
+
+    Args:
+        recipe: the recipe; None for a model that was made elsewhere.
+        tokenizer: the tokenizer that goes with it.
+        model: name of the model where there is no recipe.
+    """
+    if recipe is None:
+        return resolve("auto", tokenizer.chat_template, tokenizer.variables, fallback=template_of(model))
+    data, fallback = recipe.data, template_of(recipe.model.path)
+    return resolve(data.template, tokenizer.chat_template, tokenizer.variables, data.thinking, fallback=fallback)
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -1,0 +1,117 @@
+"""Reward models, end to end: the folder is an ordinary one that scores alike in transformers and PEFT, and runs resume to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import luthier
+from luthier.errors import Stopped
+from luthier.models.adapters.format import is_adapter
+from luthier.runs.records import Callback, StepRecord
+from tests.workspace import Workspace, weights_of
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"type": "full"},
+    "freeze": {"type": "freeze", "layers": 1},
+    "head": {"type": "freeze", "layers": 0},
+    "lora": {"type": "lora", "rank": 4},
+    "qlora": {"type": "lora", "rank": 4, "dropout": 0.1},
+    "ia3": {"type": "ia3"},
+}
+
+
+def rows() -> list[dict[str, Any]]:
+    """Twelve pairs: the better answer counts, the worse one repeats itself."""
+    return [
+        {
+            "prompt": f"Count to {n}.",
+            "chosen": ", ".join(map(str, range(1, n + 1))),
+            "rejected": " ".join(["one"] * n),
+            "margin": 0.5,
+        }
+        for n in range(2, 14)
+    ]
+
+
+def space_of(folder: Path, method: str = "lora", **sections: Any) -> Workspace:
+    model = {"path": "model"} | ({"quantization": {"bits": 4}} if method == "qlora" else {})
+    train = {"max_steps": 6, "batch_size": 4, "learning_rate": 3e-3, "micro_batch_tokens": 128}
+    given = {"train": train, "stage": "rm", "method": METHODS[method], "model": model, "data": {"validation": 4}} | sections
+    space = Workspace.make(folder, **given)
+    (folder / "rows.json").write_text(json.dumps(rows()))
+    return space
+
+
+def steps(run: luthier.Run) -> list[dict[str, Any]]:
+    return [record for record in run.metrics() if "loss" in record]
+
+
+class StopAt(Callback):
+    """Interrupts the run after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, step: StepRecord) -> None:
+        if step.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@torch.no_grad()
+def plain_rewards(folder: Path, base: Path, talks: list[list[dict[str, str]]]) -> Tensor:
+    """What transformers and PEFT say of conversations, padded together."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if is_adapter(folder):
+            model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+            model = peft.PeftModel.from_pretrained(model, str(folder))
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.config.pad_token_id = model.config.pad_token_id or tokenizer.pad_token_id
+    texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
+    rows = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", add_special_tokens=False)
+    found: Tensor = model.eval()(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, 0]
+    return found
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in ("full", "lora") else [pytest.mark.slow]) for name in METHODS]
+)
+def test_it_learns_is_an_ordinary_folder_and_resumes_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = space_of(tmp_path, method)
+    run = luthier.train(space.recipe, progress=False)
+    first, *_, last = steps(run)
+    assert last["loss"] < first["loss"]
+    assert last["margin"] > first["margin"]
+    with pytest.raises(Stopped):
+        luthier.train(space.recipe, name="broken", callbacks=(StopAt(3),), progress=False)
+    resumed = luthier.resume("broken", progress=False)
+    assert [record["loss"] for record in steps(resumed)] == [record["loss"] for record in steps(run)]
+    expected, found = weights_of(run.path / "final"), weights_of(resumed.path / "final")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    talks = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+        for row in rows()
+        for side in ("chosen", "rejected")
+    ]
+    unrounded = run if method != "qlora" else run.path / "final"  # of the run, the base is loaded in four bits
+    ours = luthier.load(unrounded).score(talks)
+    assert ours == pytest.approx(plain_rewards(run.path / "final", tmp_path / "model", talks).tolist(), abs=1e-4)
+    measured = [record for record in run.metrics() if "eval_loss" in record][-1]
+    assert 0 <= measured["eval_accuracy"] <= 1
+    assert "eval_margin" in measured
