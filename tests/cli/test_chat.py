@@ -45,15 +45,15 @@ class Echo:
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> dict[bool, Echo]:
-    """Base and tuned model behind `luthier.workshop.load`, and the arguments of each call."""
+    """Base and tuned model behind `luthier.workshop.load_chat`, and the arguments of each call."""
     both = {True: Echo("base"), False: Echo("tuned")}
     workshop = SimpleNamespace(calls=[])
 
-    def load(name: str, *, checkpoint: int | None = None, base: bool = False, adapter: Path | None = None) -> Echo:
+    def load_chat(name: str, *, checkpoint: int | None = None, base: bool = False, adapter: Path | None = None) -> Echo:
         workshop.calls.append((name, checkpoint, base, adapter))
         return both[base]
 
-    workshop.load = load
+    workshop.load_chat = load_chat
     monkeypatch.setitem(sys.modules, "luthier.workshop", workshop)
     return both
 

@@ -75,7 +75,11 @@ def theirs(model: PreTrainedModel, store: TokenStore) -> tuple[float, dict[str, 
         warnings.simplefilter("ignore")
         from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
     pairs = [
-        {"chosen_ids": store.segment(n)[0].tolist(), "rejected_ids": store.segment(n + 1)[0].tolist(), "margin": float(MARGINS[n])}
+        {
+            "chosen_ids": store.segment(n)[0].tolist(),
+            "rejected_ids": store.segment(n + 1)[0].tolist(),
+            "margin": float(MARGINS[n]),
+        }
         for n in range(0, len(LENGTHS), 2)
     ]
     same: Any = SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)

@@ -57,7 +57,7 @@ def chat(
     seed: Seed = 0,
 ) -> None:
     """Talk to a tuned model, any checkpoint of a run, its base, or a model folder."""
-    from luthier.workshop.loading import load_chat
+    from luthier.workshop import load_chat
 
     decoding: dict[str, Any] = {
         "temperature": temperature,
@@ -163,7 +163,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of prompt, base, tuned.")] = False,
 ) -> None:
     """Answers of the base model and of the tuned one, side by side."""
-    from luthier.workshop.loading import load_chat
+    from luthier.workshop import load_chat
 
     if checkpoint is not None and adapter is not None:
         raise UserError("a model folder with an adapter has no checkpoints", where="--checkpoint", hint="Leave it out.")

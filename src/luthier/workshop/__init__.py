@@ -10,8 +10,8 @@ Everything below this room knows nothing of the others beside it; everything abo
 three functions.
 """
 
-from luthier.workshop.loading import load
+from luthier.workshop.loading import load, load_chat
 from luthier.workshop.run import Run
 from luthier.workshop.training import resume, train
 
-__all__ = ["Run", "load", "resume", "train"]
+__all__ = ["Run", "load", "load_chat", "resume", "train"]
