@@ -13,7 +13,6 @@ from luthier.objectives.advantages import (
     equal_groups,
     explained_variance,
     generalised,
-    overlong_penalty,
     spread,
     token_rewards,
     whitened,
@@ -120,8 +119,3 @@ def test_explained_variance() -> None:
     assert explained_variance(np.zeros(3), returns) == 0
     assert explained_variance(-returns, returns) < 0
     assert explained_variance(np.ones(3), np.ones(3)) == 0
-
-
-def test_overlong_answers_are_punished_softly() -> None:
-    got = overlong_penalty(np.array([10, 80, 90, 95, 100, 120]), longest=100, margin=20)
-    np.testing.assert_allclose(got, [0, 0, -0.5, -0.75, -1, -1])

@@ -86,6 +86,7 @@ class Drawn(NamedTuple):
         units: how many units they are.
         of_tokens: further numbers by name, one for each token of the store [N]; a batch has those of its targets.
         of_segments: the same, one for each of these segments [S].
+        told: numbers to report with the step, by name.
     """
 
     store: TokenStore
@@ -94,6 +95,7 @@ class Drawn(NamedTuple):
     units: int
     of_tokens: Mapping[str, NDArray[Any]] = MappingProxyType({})
     of_segments: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    told: Mapping[str, float] = MappingProxyType({})
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -28,12 +28,13 @@ from luthier.data.store import TokenStore
 from luthier.data.units import Units
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.diagnose import name_bad_rows
-from luthier.engine.evaluate import evaluate
+from luthier.engine.evaluate import Measured, evaluate
 from luthier.engine.optim import Optimizer, learning_rate
 from luthier.engine.parallel import World
 from luthier.engine.passes import batches_of_passes, denominators_of, looked_at, scored
 from luthier.engine.plan import Plan
 from luthier.engine.reference import Reference
+from luthier.engine.rollout import Rollouts
 from luthier.engine.signals import StopRequest, stop_on_signals
 from luthier.engine.state import DROPOUT, LOSS_WINDOW, TrainState, fingerprint, reseed
 from luthier.models.adapters.adalora import Allocator
@@ -81,7 +82,7 @@ class Job:
     plan: Plan
     policy: Policy
     objective: Objective
-    batches: Batches
+    batches: Batches | Rollouts
     store: TokenStore
     validation: Units | None
     optimizer: Optimizer
@@ -272,7 +273,8 @@ def _read(job: Job, pending: Pending) -> None:
 def _extra(job: Job, pending: Pending, sums: Sequence[float]) -> dict[str, float]:
     """The objective's metrics of a step, and the loss of each source that was in it."""
     names, denominators = job.objective.metrics, pending.denominators.tolist()
-    told = dict(job.objective.told({name: total / sum(denominators) for name, total in zip(names, sums, strict=False)}))
+    means = {name: total / sum(denominators) for name, total in zip(names, sums, strict=False)}
+    told = dict(pending.drawn.told) | dict(job.objective.told(means))
     if job.batches.mixed:
         named = zip(pending.drawn.store.source_names, sums[len(names) :], denominators, strict=True)
         told |= {f"loss/{name}": total / share for name, total, share in named if share}
@@ -307,18 +309,9 @@ def ended_early(recipe: Recipe, state: TrainState) -> str | None:
 def _evaluate(job: Job) -> bool:
     """Measure the validation units; True when this is the best so far."""
     assert job.validation is not None
-    plan, state = job.plan, job.state
+    state = job.state
     with job.optimizer.averaged():
-        measured = evaluate(
-            job.policy,
-            job.objective,
-            job.store,
-            job.validation,
-            reference=job.reference,
-            micro_batch_tokens=plan.micro_batch_tokens,
-            packing=plan.packing,
-            world=job.world,
-        )
+        measured = _measured(job, job.validation)
     best = state.best_loss is None or measured.loss < state.best_loss
     if best:
         state.best_loss, state.best_step, state.stale_evaluations = measured.loss, state.step, 0
@@ -330,6 +323,22 @@ def _evaluate(job: Job) -> bool:
     for callback in job.callbacks:
         callback.on_evaluate(record)
     return best
+
+
+def _measured(job: Job, units: Units) -> Measured:
+    """The loss on held-out units; of a stage that learns from the policy's own answers, what those earn."""
+    if isinstance(job.batches, Rollouts):
+        return job.batches.examine(job.store, units)
+    return evaluate(
+        job.policy,
+        job.objective,
+        job.store,
+        units,
+        reference=job.reference,
+        micro_batch_tokens=job.plan.micro_batch_tokens,
+        packing=job.plan.packing,
+        world=job.world,
+    )
 
 
 def _sample(job: Job) -> None:
@@ -354,6 +363,7 @@ def _save(job: Job) -> None:
         with job.optimizer.averaged():
             tensors = job.optimizer.state() | (job.allocator.state() if job.allocator else {})
             tensors |= job.reference.state() if job.reference else {}
+            tensors |= job.batches.state(job.state.step) if isinstance(job.batches, Rollouts) else {}
             folder = job.checkpoints.save(job.state.step, job.write_weights, tensors, state)
         job.checkpoints.rotate(job.state.step, job.state.best_step)
         for callback in job.callbacks:

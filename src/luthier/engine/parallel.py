@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from luthier.engine.allocator import keep_freed_memory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,14 @@ class World:
             dist.all_reduce(flat, group=group)
             for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+    def gathered(self, mine: T) -> list[T]:
+        """What each rank has, by rank, on all of them; for a few objects of Python."""
+        if self.size == 1:
+            return [mine]
+        found: list[T] = [mine] * self.size
+        dist.all_gather_object(found, mine, group=self.mesh.get_group("data"))
+        return found
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

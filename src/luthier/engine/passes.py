@@ -56,7 +56,7 @@ def scored(
     if objective.reference and known is None:
         assert reference is not None
         known = reference.logprobs(batch, packing=packing)
-    scores = score(policy, batch, packing=packing, entropy=objective.entropy, smoothing=smoothing)
+    scores = score(policy, batch, packing=packing, entropy=objective.entropy, smoothing=smoothing, critic=objective.critic)
     return replace(scores, reference=known) if objective.reference else scores
 
 

@@ -61,6 +61,10 @@ class Head:
         raw = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
         return self.softcap * torch.tanh(raw / self.softcap) if self.softcap else raw
 
+    def at(self, temperature: float) -> Head:
+        """The head of the model that is sampled at this temperature: every logit divided by it, the cap's bound with it."""
+        return replace(self, scale=self.scale / temperature, softcap=self.softcap / temperature) if temperature != 1 else self
+
 
 @torch.no_grad()
 def describe(model: PreTrainedModel) -> Head:

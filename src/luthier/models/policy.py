@@ -58,6 +58,13 @@ class Savable(Protocol):
         """Write the files that plain transformers loads."""
 
 
+class Critic(Protocol):
+    """What says of every prefix what it is worth (`luthier.models.critic`)."""
+
+    def values(self, batch: Batch, states: Tensor, *, packing: bool) -> Tensor:
+        """The value of the text before each target, float32 [R], from the policy's states there [R, H]."""
+
+
 class Policy:
     """A causal language model in training.
 
@@ -73,6 +80,8 @@ class Policy:
         trainable: the trained parameters.
         isolation: whether segments may share a row, and why.
         notes: sentences for the run's log (fallbacks taken).
+        temperature: the policy is the model's distribution at this temperature; reinforcement sets it to that of its samples.
+        critic: says what a text is worth so far, where the stage has one.
     """
 
     def __init__(
@@ -80,6 +89,8 @@ class Policy:
     ) -> None:
         self.model = model
         self.trainable = trained or trainable(model)
+        self.temperature = 1.0
+        self.critic: Critic | None = None
         self._head = self._described()
         self.isolation: Isolation = probe_isolation(model)
         self._steady_length, self._growing = steady_length(model.config) - prefix_length(model), growing(model)
@@ -94,7 +105,7 @@ class Policy:
     @property
     def head(self) -> Head:
         """The output head with its present weight; take it anew for every forward pass."""
-        return live(self.model, self._head)
+        return live(self.model, self._head).at(self.temperature)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,8 +14,10 @@ from typing import Any
 from luthier.objectives.base import Denominator, FirstLook, Loss, Objective, Scores, score, score_values
 from luthier.objectives.contrastive import cpo, simpo
 from luthier.objectives.feedback import bco, kto
+from luthier.objectives.grpo import grpo
 from luthier.objectives.likelihood import LIKELIHOOD, sft
 from luthier.objectives.odds_ratio import orpo
+from luthier.objectives.ppo import ppo
 from luthier.objectives.preference import dpo
 from luthier.objectives.reward import reward
 from luthier.recipe.schema import Stage
@@ -30,6 +32,8 @@ OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
     "kto": kto,
     "bco": bco,
     "rm": reward,
+    "grpo": grpo,
+    "ppo": ppo,
 }
 """Name of a stage → what makes its objective from the recipe's section."""
 

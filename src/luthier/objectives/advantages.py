@@ -145,17 +145,6 @@ def explained_variance(values: Array, returns: Array) -> float:
     return float(1 - (returns - values).var() / variance) if variance > 0 else 0.0
 
 
-def overlong_penalty(lengths: NDArray[np.integer], longest: int, margin: int) -> Array:
-    """Soft punishment of long answers (DAPO, Yu et al. 2025), float64 [N]: 0, then falling to -1 over the last `margin` tokens.
-
-    Args:
-        lengths: tokens of each answer.
-        longest: most tokens of an answer.
-        margin: where the punishment sets in, in tokens before `longest`.
-    """
-    return np.clip((longest - margin - lengths) / margin, -1.0, 0.0)
-
-
 def _std(values: Array) -> float:
     """The unbiased standard deviation, 0 for less than two values."""
     return float(values.std(ddof=1)) if values.size > 1 else 0.0

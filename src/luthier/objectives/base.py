@@ -36,7 +36,7 @@ class Scores:
         entropy: float32 [R] in nats, where it was asked for.
         reference: float32 [R], log-probabilities under the reference, without gradient, where the objective has one.
         values: what a scorer says, differentiable: float32 [S, labels] of segments, or float32 [R] of the states before the targets.
-            Those fields that need an output head are then empty.
+            Those fields that need an output head are then empty. Of a critic beside a policy: float32 [R], of the text before each token.
     """
 
     logprob: Tensor
@@ -92,6 +92,7 @@ class Objective:
         metrics: names of the metrics that it tells, always all of them.
         reference: it needs the log-probabilities of a reference.
         entropy: it needs the entropy of each distribution.
+        critic: it needs the policy's critic.
         first_look: see the module's text.
         values: it judges by what a scorer says of segments, or of the states before the targets, instead of by log-probabilities.
         brings: columns of the batch that are made of what segments brought besides tokens: name → the value of one of them.
@@ -104,6 +105,7 @@ class Objective:
     metrics: tuple[str, ...] = ()
     reference: bool = False
     entropy: bool = False
+    critic: bool = False
     first_look: FirstLook | None = None
     values: Literal["segment", "token"] | None = None
     brings: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
@@ -114,7 +116,9 @@ class Objective:
         return self.function(scores, batch)
 
 
-def score(policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False, smoothing: float = 0.0) -> Scores:
+def score(
+    policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False, smoothing: float = 0.0, critic: bool = False
+) -> Scores:
     """Run the policy over a batch and score its supervised tokens; unsupervised positions never reach the head.
 
     Args:
@@ -123,6 +127,7 @@ def score(policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False,
         packing: see `Policy.hidden`.
         entropy: also tell how spread each distribution is.
         smoothing: share of each target that is spread over the vocabulary; `logprob` is then the expectation under that target.
+        critic: also ask the policy's critic.
     """
     hidden = policy.hidden(batch, packing=packing)
     states = hidden.index_select(0, batch.targets - 1)
@@ -137,7 +142,8 @@ def score(policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False,
         smoothing=smoothing,
         entropy=entropy,
     )
-    return Scores(said.logprob, said.top1, batch.weight[batch.targets], said.entropy)
+    values = policy.critic.values(batch, states, packing=packing) if critic and policy.critic else None
+    return Scores(said.logprob, said.top1, batch.weight[batch.targets], said.entropy, values=values)
 
 
 def score_values(scorer: Scorer, batch: Batch, *, packing: bool, at: Literal["segment", "token"]) -> Scores:

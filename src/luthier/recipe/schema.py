@@ -43,6 +43,7 @@ from luthier.recipe.sections.stage import Stage
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
+from luthier.recipe.sections.stages.reinforcement import GRPO, PPO
 from luthier.recipe.sections.stages.scoring import RewardModelling
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
@@ -52,10 +53,12 @@ __all__ = [
     "BOFT",
     "CPO",
     "DPO",
+    "GRPO",
     "IA3",
     "KTO",
     "OFT",
     "ORPO",
+    "PPO",
     "SCORING",
     "STARTS_INSIDE",
     "STREAM_WINDOW",

@@ -58,7 +58,7 @@ class FolderCallback(Callback):
 
     def on_sample(self, record: SampleRecord) -> None:
         """One sample answer."""
-        self.writer.sample(record.step, record.prompt, record.answer)
+        self.writer.sample(record.step, record.prompt, record.answer, record.rewards)
         self.writer.log(lines.sample(record))
 
     def on_save(self, step: int, folder: Path) -> None:

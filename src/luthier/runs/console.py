@@ -107,7 +107,9 @@ class ConsoleCallback(Callback):
         self._say(lines.evaluation(record))
 
     def on_sample(self, record: SampleRecord) -> None:
-        """Question and answer, set apart."""
+        """Question and answer, set apart; of answers that are learnt from, only if verbose."""
+        if record.rewards and self.verbosity < VERBOSE:
+            return
         text = lines.sample(record)
         self._say(text, Text(text, style="cyan"))
 

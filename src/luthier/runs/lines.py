@@ -89,7 +89,8 @@ def evaluation(record: EvaluationRecord) -> str:
 
 def sample(record: SampleRecord) -> str:
     """One sample answer, question and answer on a line each."""
-    return f"sample at step {record.step}\n  > {record.prompt}\n  {record.answer}"
+    earned = "".join(f", {name} {value:.3g}" for name, value in record.rewards.items())
+    return f"sample at step {record.step}{earned}\n  > {record.prompt}\n  {record.answer}"
 
 
 def sparkline(values: Sequence[float | None], width: int = 60) -> str:

@@ -110,11 +110,19 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True)
 class SampleRecord:
-    """One answer to one of the recipe's prompts; `step` 0 is before training."""
+    """One answer to one of the recipe's prompts; `step` 0 is before training.
+
+    Args:
+        step: optimizer steps taken.
+        prompt: what was asked.
+        answer: what the model said.
+        rewards: of an answer that is learnt from, what each reward says of it, by name.
+    """
 
     step: int
     prompt: str
     answer: str
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
 
 class Callback:

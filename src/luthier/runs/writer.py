@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -119,9 +120,10 @@ class RunWriter:
         """Append one line to `metrics.jsonl`: the values after `step`."""
         self._append(self._metrics, {"step": step, **values})
 
-    def sample(self, step: int, prompt: str, answer: str) -> None:
-        """Append one line to `samples.jsonl`."""
-        self._append(self._samples, {"step": step, "prompt": prompt, "answer": answer})
+    def sample(self, step: int, prompt: str, answer: str, rewards: Mapping[str, float] | None = None) -> None:
+        """Append one line to `samples.jsonl`; `rewards` are those of an answer that is learnt from."""
+        earned = {"rewards": dict(rewards)} if rewards else {}
+        self._append(self._samples, {"step": step, "prompt": prompt, "answer": answer, **earned})
 
     def log(self, text: str) -> None:
         """Append `text` to `log/rank-0.txt`, each line with the time of day."""

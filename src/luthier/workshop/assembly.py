@@ -38,6 +38,7 @@ from luthier.models.adapters.insert import adapter_config
 from luthier.models.adapters.tokens import make_room
 from luthier.models.balance import balance_weight
 from luthier.models.checkpointing import set_checkpointing
+from luthier.models.critic import ValueCritic
 from luthier.models.float8 import check_float8, to_float8
 from luthier.models.hub import fetch
 from luthier.models.loading import Scoring, check_weights, embedding_rows, load_model, read_config
@@ -51,6 +52,7 @@ from luthier.models.source import template_for, tokenizer_folder
 from luthier.objectives import Objective, objective_of
 from luthier.recipe.schema import SCORING, LoRA, Prefixed, Recipe, RopeScaling
 from luthier.workshop.loading import served_otherwise
+from luthier.workshop.reinforcement import answer_room, critic_rates, keeps_distance, prepare_policy, steps_each
 from luthier.workshop.watching import Sampler, Watchers
 
 SIDES = {CHOSEN: ", the better answer", REJECTED: ", the worse answer"}
@@ -74,6 +76,7 @@ class Assembled:
     """The parts of a run. `notes` are fallbacks taken, for the verdict."""
 
     tokenizer: Tokenizer
+    template: ChatTemplate
     tokenizer_files: TokenizerFiles
     dataset: Dataset
     policy: Policy
@@ -84,6 +87,7 @@ class Assembled:
     sampler: Sampler | None
     allocator: Allocator | None
     reference: Reference | None
+    critic: ValueCritic | None
     notes: tuple[str, ...]
 
 
@@ -115,7 +119,7 @@ def assemble(
     kind_of(recipe.train.optimizer)
     folder = fetch(section.path, hub=section.hub, revision=section.revision)
     prefix = recipe.method.pre_seq_len if isinstance(recipe.method, Prefixed) else 0
-    _check_model(folder, data.max_length, prefix, section.rope_scaling, scoring=stage in SCORING)
+    _check_model(folder, data.max_length + answer_room(recipe), prefix, section.rope_scaling, scoring=stage in SCORING)
     precision = _precision(recipe, world)
     batch = batch_of(recipe.train, stage, data.max_length, world.size)
     tokenizer, template, dataset = prepare_data(recipe, progress=watchers.preparing, pinned=pinned, run=run)
@@ -132,6 +136,7 @@ def assemble(
     if new := getattr(model, FRESH, ()):
         watchers.note(f"new and drawn at random: {', '.join(f'`{name}`' for name in new)}")
     policy = _policy(recipe, model, tokenizer, batches, saved)
+    critic = prepare_policy(recipe, policy)
     watchers.note(policy.describe())
     if section.rope_scaling is not None and recipe.method.type not in ("full", "freeze"):
         watchers.note(
@@ -141,9 +146,9 @@ def assemble(
     packing = data.packing and policy.isolation.ok
     plan = make_plan(
         recipe,
-        steps_per_epoch=batches.steps_per_epoch or recipe.train.max_steps or 1,  # of a stream, the run is the epoch
+        steps_per_epoch=steps_each(recipe) * (batches.steps_per_epoch or 0) or recipe.train.max_steps or 1,  # a stream: the run
         batch=batch,
-        longest=dataset.longest,
+        longest=dataset.longest + answer_room(recipe),
         packing=packing,
         validated=dataset.validation is not None,
         precision=precision,
@@ -155,16 +160,18 @@ def assemble(
     notes = policy.notes + ((f"padded, because {policy.isolation.reason}",) if data.packing and not packing else ())
     return Assembled(
         tokenizer=tokenizer,
+        template=template,
         tokenizer_files=TokenizerFiles(tokenizer, None if stage == "pt" else template),
         dataset=dataset,
         policy=policy,
         objective=objective,
         batches=batches,
-        optimizer=_optimizer(recipe, policy, precision),
+        optimizer=_optimizer(recipe, policy, critic, precision),
         plan=plan,
         sampler=sampler,
         allocator=allocator_of(model, recipe.method, plan.total_steps),
-        reference=Reference(policy, recipe) if objective.reference else None,
+        reference=Reference(policy, recipe) if objective.reference or keeps_distance(recipe) else None,
+        critic=critic,
         notes=notes,
     )
 
@@ -201,15 +208,15 @@ def _policy(recipe: Recipe, model: PreTrainedModel, tokenizer: Tokenizer, batche
     return kind(model, trained, noise=recipe.train.neftune, balance=balance)
 
 
-def _optimizer(recipe: Recipe, policy: Policy, precision: Precision) -> Optimizer:
-    """The recipe's optimizer over what the policy trains."""
+def _optimizer(recipe: Recipe, policy: Policy, critic: ValueCritic | None, precision: Precision) -> Optimizer:
+    """The recipe's optimizer over what the policy and its critic train."""
     return Optimizer(
-        policy.trainable.parameters,
+        policy.trainable.parameters | (critic.parameters if critic else {}),
         recipe.train,
         half=precision == "fp16",
         pure=precision == "pure_bf16",
         roles=Roles.of(policy.model),
-        rates=policy.trainable.rates,
+        rates={**policy.trainable.rates, **critic_rates(recipe, critic)},
         adapters=adapter_config(policy.model) is not None or borrowed.holder_of(policy.model) is not None,
     )
 

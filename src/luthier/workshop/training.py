@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from luthier.data.loader import Batches
 from luthier.data.report import DataReport
 from luthier.data.stream_batches import StreamBatches
 from luthier.engine.checkpoint import Checkpoints, Saved, publish_final, read_state
@@ -24,10 +26,13 @@ from luthier.engine.loop import Job, ended_early, run
 from luthier.engine.parallel import World, start_world
 from luthier.engine.plan import Plan
 from luthier.engine.precomputed import precomputed, reference_key
+from luthier.engine.rollout import Rollouts
 from luthier.engine.state import TrainState, fingerprint
 from luthier.engine.verdict import verdict
 from luthier.errors import Stopped, UserError
 from luthier.files import write_atomic, write_json
+from luthier.generation.chat import ChatModel
+from luthier.models.critic import PREFIX as CRITIC
 from luthier.recipe.load import apply_overrides, dump_recipe, load_recipe, placed, recipe_from
 from luthier.recipe.pipeline import is_pipeline
 from luthier.recipe.schema import Recipe
@@ -38,6 +43,7 @@ from luthier.runs.records import Callback, StartInfo
 from luthier.runs.writer import RunWriter
 from luthier.workshop.assembly import Assembled, assemble
 from luthier.workshop.pipeline import Start, execute, new_pipeline, old_pipeline
+from luthier.workshop.reinforcement import learns_from_itself, rollouts_of
 from luthier.workshop.run import Run
 from luthier.workshop.watching import Watchers
 
@@ -263,6 +269,8 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         plan = replace(plan, micro_batch_tokens=before.micro_batch_tokens, packing=before.packing, threads=before.threads)
         state = TrainState.from_json(saved.state["train"])
         parts.policy.load(saved.folder)
+        if parts.critic is not None:
+            parts.critic.load(saved.folder / "resume")
         parts.optimizer.load(saved.tensors)
         if parts.allocator is not None:
             parts.allocator.load(saved.tensors)
@@ -275,24 +283,40 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
             raise _complete(folder, state.step)
     if parts.reference is not None:
         _precompute(recipe, parts, plan, world, watchers)
+    batches: Batches | Rollouts = parts.batches
+    if learns_from_itself(recipe):
+        chat = ChatModel(parts.policy.model, parts.tokenizer, parts.template)
+        batches = rollouts_of(recipe, parts.batches, parts.policy, chat, parts.reference, plan, world, watchers)
+        if saved:
+            batches.load(saved.state["cursor"], saved.tensors)
     return Job(
         recipe=recipe,
         plan=plan,
         policy=parts.policy,
         objective=parts.objective,
-        batches=parts.batches,
+        batches=batches,
         store=parts.dataset.store,
         validation=parts.dataset.validation,
         optimizer=parts.optimizer,
         state=state,
         checkpoints=Checkpoints(folder.checkpoints_folder, recipe.checkpoint.keep),
-        write_weights=lambda target: parts.policy.save(target, parts.optimizer.weights(), parts.tokenizer_files),
+        write_weights=partial(_write_weights, parts),
         world=world,
         callbacks=watchers.all,
         sample=parts.sampler,
         allocator=parts.allocator,
         reference=parts.reference,
     )
+
+
+def _write_weights(parts: Assembled, target: Path) -> None:
+    """The policy as an ordinary folder; a critic goes to the part that a resume needs."""
+    weights = parts.optimizer.weights()
+    parts.policy.save(
+        target, {name: value for name, value in weights.items() if not name.startswith(CRITIC)}, parts.tokenizer_files
+    )
+    if parts.critic is not None:
+        parts.critic.save(target / "resume", weights)
 
 
 def _precompute(recipe: Recipe, parts: Assembled, plan: Plan, world: World, watchers: Watchers) -> None:

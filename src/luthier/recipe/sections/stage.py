@@ -9,9 +9,10 @@ from pydantic import Field
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
+from luthier.recipe.sections.stages.reinforcement import GRPO, PPO
 from luthier.recipe.sections.stages.scoring import RewardModelling
 
 Stage = Annotated[
-    Pretraining | SupervisedFineTuning | DPO | ORPO | SimPO | CPO | KTO | BCO | RewardModelling,
+    Pretraining | SupervisedFineTuning | DPO | ORPO | SimPO | CPO | KTO | BCO | RewardModelling | GRPO | PPO,
     Field(discriminator="type"),
 ]

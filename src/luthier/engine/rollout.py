@@ -1,0 +1,243 @@
+r"""Rollouts: what reinforcement learns from, written by the policy itself.
+
+    prompts ─▶ answers ─▶ rewards ─▶ what was expected ─▶ advantages ─▶ an in-memory TokenStore ─▶ mini-batches ─▶ steps
+       ▲                                                                                                            │
+       └──────────────────────────────── a rollout every `mini_batches · passes` steps ◀────────────────────────────┘
+
+To the step loop a `Rollouts` is batches like any other: it says what a step learns from. The first step of a rollout draws prompts, has
+the policy answer them as it is now (`luthier.generation.bulk`), asks the rewards, scores what has to be known before learning begins
+(`estimates.py`), and lays prompts and answers end to end into a store, with advantages and the like as columns over its tokens. The token
+ids are those that were sampled; no text is tokenised again.
+
+Which prompts, which answers and which mini-batch are functions of the seed and of a few counters, so a resumed run goes on bit for
+bit: between two rollouts nothing else is kept, within one the store and its columns are saved with the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from luthier.data.batch import Drawn, GlobalBatches
+from luthier.data.hashing import mix64
+from luthier.data.store import COLUMNS, TokenStore, memory_store
+from luthier.data.units import Units
+from luthier.engine.evaluate import Measured
+from luthier.engine.judged import Judged, answer_of, as_store, report
+from luthier.engine.parallel import World
+from luthier.generation.bulk import Written
+from luthier.objectives.advantages import equal_groups
+from luthier.objectives.rewards import Answer, Verdict
+from luthier.recipe.schema import GRPO, PPO
+from luthier.runs.records import SampleRecord
+
+PREFIX = "rollout."
+"""Before the names of a rollout's tensors in a checkpoint."""
+_ORDER = 0x524F  # purpose of random numbers
+
+Reinforcement = GRPO | PPO
+Columns = Mapping[str, NDArray[np.float32]]
+
+
+class Writer(Protocol):
+    """Whoever writes answers with the policy as it is now."""
+
+    def __call__(self, prompts: Sequence[Sequence[int]], first: int) -> list[Written]:
+        """The answers to each prompt, one after the other; `first` is the index of the first, which is its randomness."""
+
+
+class Estimate(Protocol):
+    """What turns judged answers into what the objective reads."""
+
+    def __call__(self, judged: Judged, drawn: Drawn) -> tuple[Columns, dict[str, float]]:
+        """Columns over the tokens of the store, and numbers to report."""
+
+    def state(self) -> dict[str, float]:
+        """What a resume needs of it."""
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """Take up a state written by `state`."""
+
+
+@dataclass
+class Rollouts:
+    """What every step of a reinforcement stage learns from.
+
+    Args:
+        prompts: which prompts each rollout answers.
+        stage: the recipe's stage.
+        seed: of mini-batches.
+        writer: writes the answers that are learnt from.
+        examined: writes one answer to each held-out prompt, the likeliest.
+        judge: says what they are worth.
+        estimate: makes columns of it.
+        world: the processes; each answers its share of the prompts.
+        note: hears of bad rewards.
+        tell: hears of some answers.
+    """
+
+    prompts: GlobalBatches
+    stage: Reinforcement
+    seed: int
+    writer: Writer
+    examined: Writer
+    judge: Callable[[Sequence[Answer]], Verdict]
+    estimate: Estimate
+    world: World
+    note: Callable[[str], None] = print
+    tell: Callable[[SampleRecord], None] | None = None
+    _drawn: int = 0  # how many times prompts were drawn
+    _written: int = 0  # how many answers were written
+    _number: int = -1  # of the rollout at hand
+    _store: TokenStore | None = None
+    _columns: Columns = field(default_factory=dict)
+    _told: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that learn from one rollout."""
+        return self.stage.mini_batches * self.stage.passes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the prompts, as long as none are drawn in place of others."""
+        return self.prompts.steps_per_epoch * self.steps
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the prompts come from several sources."""
+        return self.prompts.mixed
+
+    def __call__(self, step: int) -> Drawn:
+        """What global batch `step` learns from. Where a rollout begins, the policy writes it now."""
+        number, place = divmod(step, self.steps)
+        if number != self._number:
+            self._number = number
+            self._roll(step)
+        assert self._store is not None
+        count = len(self._store)
+        turn, part = divmod(place, self.stage.mini_batches)
+        order = np.argsort(mix64(self.seed, _ORDER, number, turn, np.arange(count, dtype=np.uint64)), kind="stable")
+        parts = min(self.stage.mini_batches, count)
+        rows = np.sort(np.array_split(order, parts)[part % parts])
+        return Drawn(self._store, rows, rows << 32 | rows, len(rows), self._columns, told=self._told)
+
+    def examine(self, store: TokenStore, units: Units) -> Measured:
+        """What the policy's likeliest answers to held-out prompts earn; the loss is the mean reward with its sign changed."""
+        rows = np.unique(units.segments).astype(np.int64)
+        mine = np.array_split(rows, self.world.size)[self.world.rank]
+        written = self.examined([store.segment(int(row))[0].tolist() for row in mine], 0)
+        verdict = self.judge([answer_of(store, int(row), said) for row, said in zip(mine, written, strict=True)])
+        everyone = self.world.gathered((written, verdict))
+        judged = Judged(
+            [said for some, _ in everyone for said in some], rows, rows, np.zeros(len(rows)), [v for _, v in everyone], store
+        )
+        told = report(judged, 1)
+        return Measured(-told["reward"], None, told)
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+    def cursor(self) -> dict[str, Any]:
+        """Where it stands, as plain data."""
+        return {
+            "drawn": self._drawn,
+            "written": self._written,
+            "number": self._number,
+            "told": self._told,
+            "estimate": self.estimate.state(),
+        }
+
+    def state(self, step: int) -> dict[str, Tensor]:
+        """What is left to learn from after so many steps, as tensors; nothing where the next step writes a new rollout."""
+        if self._store is None or step // self.steps != self._number:
+            return {}
+        named = {name: getattr(self._store, name) for name in COLUMNS} | {
+            f"column.{name}": c for name, c in self._columns.items()
+        }
+        return {f"{PREFIX}{name}": torch.from_numpy(np.array(column)) for name, column in named.items()}
+
+    def load(self, cursor: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `cursor` and `state` gave."""
+        self._drawn, self._written, self._number = cursor["drawn"], cursor["written"], cursor["number"]
+        self._told = dict(cursor["told"])
+        self.estimate.load(cursor["estimate"])
+        mine = {name.removeprefix(PREFIX): value.numpy() for name, value in tensors.items() if name.startswith(PREFIX)}
+        if not mine:
+            self._number = -1
+            return
+        self._columns = {name.removeprefix("column."): column for name, column in mine.items() if name.startswith("column.")}
+        self._store = memory_store(self.prompts.store.header, {name: mine[name] for name in COLUMNS})
+
+    def _roll(self, step: int) -> None:
+        """Write and judge the answers that the next steps learn from."""
+        judged = self._answers(step)
+        learnt = judged.chosen(self._usable(judged))
+        self._store = as_store(learnt)
+        rows = np.arange(len(self._store))
+        drawn = Drawn(self._store, rows, rows << 32 | rows, len(rows))
+        self._columns, told = self.estimate(learnt, drawn)
+        self._told = report(judged, self.stage.answers) | told
+
+    def _answers(self, step: int) -> Judged:
+        """Answers to a batch of prompts; where the stage asks for it, drawn until enough groups have something to teach."""
+        found = self._ask(step)
+        again = self.stage.resample if isinstance(self.stage, GRPO) else 0
+        wanted = len(np.unique(found.groups))
+        kept = found.chosen(~equal_groups(found.rewards, found.groups)) if again else found
+        for _ in range(again):
+            missing = wanted - len(np.unique(kept.groups))
+            if not missing:
+                break
+            more = self._ask(step)
+            telling = more.chosen(~equal_groups(more.rewards, more.groups))
+            first = np.unique(telling.groups)[:missing]
+            kept = kept.and_then(telling.chosen(np.isin(telling.groups, first)))
+        return kept if len(kept.written) else found
+
+    def _ask(self, step: int) -> Judged:
+        """Draw prompts, have them answered and judged; each process does its share, all know the whole."""
+        drawn = self.prompts(self._drawn)
+        self._drawn += 1
+        answers, rows = self.stage.answers, drawn.segments
+        shares = np.array_split(np.arange(len(rows)), self.world.size)
+        mine = shares[self.world.rank]
+        first = self._written + (int(mine[0]) * answers if len(mine) else 0)
+        written = self.writer([drawn.store.segment(int(rows[place]))[0].tolist() for place in mine], first)
+        owners = np.repeat(rows[mine], answers)
+        given = [answer_of(drawn.store, int(row), said) for row, said in zip(owners, written, strict=True)]
+        verdict = self.judge(given)
+        everyone = self.world.gathered((written, verdict))
+        together = [said for some, _ in everyone for said in some]
+        groups = self._written + np.repeat(np.arange(len(rows)) * answers, answers)
+        rewards = np.array(
+            [total if good else np.nan for _, v in everyone for total, good in zip(v.total, v.usable, strict=True)]
+        )
+        rewards -= self.stage.cut_penalty * np.array([not said.finished for said in together])
+        self._written += len(together)
+        if self.world.main:
+            self._show(step, given, verdict)
+        return Judged(together, np.repeat(rows, answers), groups, rewards, [v for _, v in everyone], drawn.store)
+
+    def _usable(self, judged: Judged) -> NDArray[np.bool_]:
+        """Which answers are learnt from: those with a reward, and whole ones where the stage wants them; all, where that leaves none."""
+        usable = ~np.isnan(judged.rewards)
+        if isinstance(self.stage, GRPO) and self.stage.skip_cut:
+            usable &= np.array([answer.finished for answer in judged.written])
+        return usable if usable.any() else np.ones_like(usable)
+
+    def _show(self, step: int, answers: Sequence[Answer], verdict: Verdict) -> None:
+        """Tell of bad rewards and of some answers."""
+        for line in verdict.lines():
+            self.note(line)
+        for index in range(min(self.stage.show, len(answers)) if self.tell else 0):
+            rewards = {name: values[index] for name, values in verdict.components.items()} | {"total": verdict.total[index]}
+            question = str(answers[index].messages[-1].get("content", "")) if answers[index].messages else ""
+            assert self.tell is not None
+            self.tell(SampleRecord(step, question, answers[index].text, rewards))

@@ -1,0 +1,125 @@
+"""The parts of a reinforcement stage beside those that every run has: who writes answers, who judges them, who expects what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel
+
+from luthier.data.batch import GlobalBatches
+from luthier.data.loader import Batches
+from luthier.data.tokenizer import Tokenizer
+from luthier.engine.estimates import CriticEstimate, GroupEstimate, Scorer
+from luthier.engine.parallel import World
+from luthier.engine.plan import Plan
+from luthier.engine.reference import Reference
+from luthier.engine.rollout import Rollouts
+from luthier.generation.bulk import Written, write_answers
+from luthier.generation.chat import ChatModel
+from luthier.generation.sampling import Decoding
+from luthier.models.critic import ValueCritic
+from luthier.models.policy import Policy
+from luthier.objectives.rewards import judge_of
+from luthier.recipe.schema import GRPO, PPO, Recipe
+from luthier.workshop.watching import Watchers
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyWriter:
+    """The policy in training writes its answers itself, adapters and all; nothing is merged or copied.
+
+    Attributes:
+        model: the model, as it is at each call.
+        tokenizer: decodes token ids.
+        settings: how to answer.
+        answers: to each prompt.
+        rows: most answers at once.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    settings: Decoding
+    answers: int
+    rows: int
+
+    def __call__(self, prompts: Sequence[Sequence[int]], first: int) -> list[Written]:
+        """See `engine.rollout.Writer`."""
+        how = {"answers": self.answers, "first": first, "rows": self.rows}
+        return write_answers(self.model, self.tokenizer, prompts, self.settings, **how)
+
+
+def learns_from_itself(recipe: Recipe) -> bool:
+    """Whether the stage learns from the policy's own answers."""
+    return isinstance(recipe.stage, GRPO | PPO)
+
+
+def steps_each(recipe: Recipe) -> int:
+    """Optimizer steps for each draw of the data: those that share a rollout, else 1."""
+    stage = recipe.stage
+    return stage.mini_batches * stage.passes if isinstance(stage, GRPO | PPO) else 1
+
+
+def answer_room(recipe: Recipe) -> int:
+    """Most tokens that an answer adds to a row of the data."""
+    return recipe.stage.max_new_tokens if isinstance(recipe.stage, GRPO | PPO) else 0
+
+
+def keeps_distance(recipe: Recipe) -> bool:
+    """Whether the distance from the reference is part of what is learnt."""
+    return isinstance(recipe.stage, GRPO | PPO) and recipe.stage.beta > 0
+
+
+def prepare_policy(recipe: Recipe, policy: Policy) -> ValueCritic | None:
+    """Give the policy what its stage asks for: the temperature of its samples, and a critic, which is returned."""
+    stage = recipe.stage
+    if isinstance(stage, GRPO | PPO):
+        policy.temperature = stage.temperature
+    if not isinstance(stage, PPO):
+        return None
+    policy.critic = critic = ValueCritic(policy, own_model=stage.critic == "model")
+    return critic
+
+
+def critic_rates(recipe: Recipe, critic: ValueCritic | None) -> dict[str, float]:
+    """Learning rates of the critic's parameters, as multiples of the recipe's."""
+    if critic is None or not isinstance(recipe.stage, PPO) or recipe.stage.critic_learning_rate is None:
+        return {}
+    return dict.fromkeys(critic.parameters, recipe.stage.critic_learning_rate / recipe.train.learning_rate)
+
+
+def rollouts_of(
+    recipe: Recipe,
+    prompts: Batches,
+    policy: Policy,
+    chat: ChatModel,
+    reference: Reference | None,
+    plan: Plan,
+    world: World,
+    watchers: Watchers,
+) -> Rollouts:
+    """What every step of a reinforcement stage learns from.
+
+    Raises:
+        UserError: a reward cannot be made.
+    """
+    stage = recipe.stage
+    assert isinstance(stage, GRPO | PPO)
+    assert isinstance(prompts, GlobalBatches)
+    sampling = {"temperature": stage.temperature, "top_p": stage.top_p, "top_k": stage.top_k}
+    settings = chat.decoding(max_new_tokens=stage.max_new_tokens, seed=recipe.train.seed, **sampling)
+    texts = tuple(text for text in settings.stop_strings if len(chat.tokenizer.encode(text).ids) > 1)
+    settings = replace(settings, stop_strings=texts)  # what is one token ends an answer as a token, and costs no decoding
+    scorer = Scorer(policy, reference, plan.micro_batch_tokens, plan.packing, world)
+    return Rollouts(
+        prompts=prompts,
+        stage=stage,
+        seed=recipe.train.seed,
+        writer=PolicyWriter(policy.model, chat.tokenizer, settings, stage.answers, stage.rows),
+        examined=PolicyWriter(policy.model, chat.tokenizer, replace(settings, temperature=0.0), 1, stage.rows),
+        judge=judge_of(stage.rewards),
+        estimate=CriticEstimate(stage, scorer) if isinstance(stage, PPO) else GroupEstimate(stage, scorer),
+        world=world,
+        note=watchers.note,
+        tell=watchers.sampled,
+    )
