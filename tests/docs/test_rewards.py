@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 
 from luthier.objectives.rewards.code import read_tests
 from luthier.objectives.rewards.http import _written
-from luthier.recipe.sections.rewards import Reward, Rewards, Weighted
+from luthier.recipe.schema import GRPO, Stage
+from luthier.recipe.sections.rewards import Reward, Weighted
 from tests.docs.test_reference import pages
 from tests.objectives.rewards.answers import answer, value
 from tests.repo.pages import blocks
@@ -28,7 +29,9 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @each_page
 def test_lists_of_rewards_are_read(page):
     for block in blocks(page, "yaml"):
-        assert TypeAdapter(Rewards).validate_python(yaml.safe_load(block)["rewards"])
+        stage = TypeAdapter(Stage).validate_python(yaml.safe_load(block)["stage"])
+        assert isinstance(stage, GRPO)
+        assert [reward.title() for reward in stage.rewards] == ["exact_match", "format_regex", "length", "python"]
 
 
 @each_page

@@ -90,6 +90,9 @@ def test_the_json_schema_knows_the_short_forms() -> None:
     short = next(part["enum"] for part in schema["properties"]["method"]["anyOf"] if "enum" in part)
     assert {"full", "freeze", "lora", "p_tuning"} <= set(short)
     assert {"type": "string"} in schema["properties"]["model"]["anyOf"]
+    rewards = schema["$defs"]["GRPO"]["properties"]["rewards"]["anyOf"]
+    for several in (rewards, rewards[0]["items"]["anyOf"]):
+        assert "exact_match" in next(part["enum"] for part in several if "enum" in part)
     assert schema["properties"]["data"]["description"] == "What is learnt from."
     assert schema["$defs"]["LoRA"]["properties"]["rank"]["description"] == "Inner dimension of the adapters."
 

@@ -78,7 +78,8 @@ class Rollouts:
         judge: says what they are worth.
         estimate: makes columns of it.
         world: the processes; each answers its share of the prompts.
-        note: hears of bad rewards.
+        rewards: what identifies the judge's rewards.
+        note: hears of bad rewards, and of changed ones.
         tell: hears of some answers.
     """
 
@@ -90,6 +91,7 @@ class Rollouts:
     judge: Callable[[Sequence[Answer]], Verdict]
     estimate: Estimate
     world: World
+    rewards: str = ""
     note: Callable[[str], None] = print
     tell: Callable[[SampleRecord], None] | None = None
     _drawn: int = 0  # how many times prompts were drawn
@@ -151,6 +153,7 @@ class Rollouts:
             "written": self._written,
             "number": self._number,
             "told": self._told,
+            "rewards": self.rewards,
             "estimate": self.estimate.state(),
         }
 
@@ -167,6 +170,8 @@ class Rollouts:
         """Take up what `cursor` and `state` gave."""
         self._drawn, self._written, self._number = cursor["drawn"], cursor["written"], cursor["number"]
         self._told = dict(cursor["told"])
+        if cursor["rewards"] != self.rewards and self.world.main:
+            self.note("The rewards have changed since the checkpoint: their settings, or a file that they name.")
         self.estimate.load(cursor["estimate"])
         mine = {name.removeprefix(PREFIX): value.numpy() for name, value in tensors.items() if name.startswith(PREFIX)}
         if not mine:

@@ -139,6 +139,11 @@ def json_schema() -> dict[str, Any]:
     data = schema["$defs"]["Data"]["properties"]
     sources = {"anyOf": [text, {"$ref": "#/$defs/Source"}]}
     data["train"] = _or({**data["train"], "items": sources}, *sources["anyOf"])
+    for part in schema["$defs"].values():
+        if rewards := part.get("properties", {}).get("rewards"):
+            short = [{"enum": sorted(rewards["items"]["discriminator"]["mapping"])}, {"required": ["python"], "type": "object"}]
+            several = {**rewards, "items": _or(rewards["items"], *short)}
+            part["properties"]["rewards"] = _or(several, rewards["items"], *short)
     return schema
 
 

@@ -20,7 +20,7 @@ from luthier.generation.chat import ChatModel
 from luthier.generation.sampling import Decoding
 from luthier.models.critic import ValueCritic
 from luthier.models.policy import Policy
-from luthier.objectives.rewards import judge_of
+from luthier.objectives.rewards import digest_of, judge_of
 from luthier.recipe.schema import GRPO, PPO, Recipe
 from luthier.workshop.watching import Watchers
 
@@ -120,6 +120,7 @@ def rollouts_of(
         judge=judge_of(stage.rewards),
         estimate=CriticEstimate(stage, scorer) if isinstance(stage, PPO) else GroupEstimate(stage, scorer),
         world=world,
+        rewards=digest_of(stage.rewards),
         note=watchers.note,
         tell=watchers.sampled,
     )

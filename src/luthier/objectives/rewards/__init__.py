@@ -61,10 +61,10 @@ def judge_of(rewards: Sequence[Settings]) -> Judge:
     )
 
 
-def digest_of(rewards: Sequence[Weighted]) -> list[Any]:
-    """What identifies rewards: their settings, and the content of the files that they name; for a run that goes on later."""
+def digest_of(rewards: Sequence[Weighted]) -> str:
+    """What identifies rewards: a hash of their settings and of the files that they name, so that a run that goes on sees a change."""
     from luthier.data.python_source import code_file
-    from luthier.data.store_cache import content_digest
+    from luthier.data.store_cache import content_digest, key_of
 
     found: list[Any] = []
     for each in rewards:
@@ -72,4 +72,4 @@ def digest_of(rewards: Sequence[Weighted]) -> list[Any]:
         if isinstance(each, JsonSchema) and each.file:
             file = Path(each.file)
         found.append([each.model_dump(mode="json"), content_digest(file) if file else None])
-    return found
+    return key_of({"rewards": found})
