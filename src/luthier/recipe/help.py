@@ -141,7 +141,10 @@ def json_schema() -> dict[str, Any]:
     data["train"] = _or({**data["train"], "items": sources}, *sources["anyOf"])
     for part in schema["$defs"].values():
         if rewards := part.get("properties", {}).get("rewards"):
-            short = [{"enum": sorted(rewards["items"]["discriminator"]["mapping"])}, {"required": ["python"], "type": "object"}]
+            short: list[dict[str, Any]] = [
+                {"enum": sorted(rewards["items"]["discriminator"]["mapping"])},
+                {"required": ["python"], "type": "object"},
+            ]
             several = {**rewards, "items": _or(rewards["items"], *short)}
             part["properties"]["rewards"] = _or(several, rewards["items"], *short)
     return schema
