@@ -106,7 +106,7 @@ def _grouped(x: Tensor, linear: ExpertLinear, ends: Tensor, of_pair: Tensor) -> 
         a, b = functional.pad(a, (0, 0, 0, missing)), functional.pad(b, (0, missing)).contiguous()
         dropped = functional.dropout(x, dropout) if dropout else x
         low = functional.grouped_mm(dropped.to(a.dtype), a.transpose(-2, -1), offs=ends) * scale
-        y = y + functional.grouped_mm(low, b.transpose(-2, -1), offs=ends).to(y.dtype)
+        y.add_(functional.grouped_mm(low, b.transpose(-2, -1), offs=ends).to(y.dtype))
     return y if linear.bias is None else y + linear.bias[of_pair]
 
 
@@ -124,13 +124,13 @@ class _Spread(Function):
     def forward(ctx, hidden, order, back, chosen):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(back)
         ctx.chosen = chosen
-        return hidden[order // chosen]
+        return hidden.index_select(0, order // chosen)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         (back,) = ctx.saved_tensors
-        return gradient[back].view(-1, ctx.chosen, gradient.shape[-1]).sum(1), None, None, None
+        return gradient.index_select(0, back).view(-1, ctx.chosen, gradient.shape[-1]).sum(1), None, None, None
 
 
 class _Permuted(Function):
@@ -139,10 +139,10 @@ class _Permuted(Function):
     @staticmethod
     def forward(ctx, rows, order, inverse):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(inverse)
-        return rows[order]
+        return rows.index_select(0, order)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         (inverse,) = ctx.saved_tensors
-        return gradient[inverse], None, None
+        return gradient.index_select(0, inverse), None, None

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceTrainer
 
 import luthier
+import luthier.models
 from luthier.export.merge import merge
+from luthier.models.adapters.experts import expert_layers
 from luthier.models.hub import fetch
+from luthier.models.methods import load_adapter
 from tests.models.legacy.cases import copy_of, fixture
 from tests.workspace import alpaca_rows
 
@@ -78,3 +82,22 @@ def test_a_normalised_head_that_learns_is_resumed_bit_for_bit(checkpoint: Path) 
     for file in ("model.safetensors", "luthier/head.safetensors"):
         ours, theirs = (load_file(run.path / "final" / file) for run in (straight, resumed))
         assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("checkpoint", ["deepseek_moe"], indirect=True)
+def test_experts_by_their_old_names_are_written_back_one_by_one(checkpoint: Path, tmp_path: Path) -> None:
+    """Adapters on fused experts, named as the checkpoint named them; what comes out is the checkpoint plus each expert's update."""
+    method = {"type": "lora", "rank": 4, "target": ["gate_proj", "up_proj"], "exclude": ["shared_experts.gate_proj"]}
+    run = luthier.train(recipe_for(checkpoint, steps=2, method=method))
+    out = merge(run.path, tmp_path / "out", original_names=True)
+    start, end = load_file(checkpoint / "model.safetensors"), load_file(out / "model.safetensors")
+    assert start.keys() == end.keys()
+    changed = {key.removesuffix(".weight").rpartition(".")[2] for key in start if not start[key].equal(end[key])}
+    assert changed == {"gate_proj", "up_proj"}
+    base = luthier.models.load(str(checkpoint))
+    load_adapter(base, run.path / "final")
+    name, layer = next(iter(expert_layers(base).items()))
+    fused = layer.effective_weights()["gate_up_proj"]
+    for expert in range(len(fused)):
+        halves = [end[f"{name}.{expert}.{part}.weight"] for part in ("gate_proj", "up_proj")]
+        torch.testing.assert_close(torch.cat(halves), fused[expert], atol=1e-6, rtol=1e-5)
