@@ -171,14 +171,15 @@ def test_what_does_not_end_is_ended(text):
     reward = build(settings({"type": "code", "timeout": 0.5})[0])
     start = time.monotonic()
     assert reward([answer(text, "pass"), answer(text, PROGRAM)]) == [0, 0]
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_output_without_end_is_cut(reward):
     assert reward([answer("while True:\n    print('x' * 1000)", PROGRAM)]) == [0]
 
 
-def test_folders_without_end_are_removed(reward):
+def test_folders_without_end_are_removed():
+    reward = build(settings({"type": "code", "timeout": 60})[0])
     assert reward([answer("import os\nfor _ in range(1200):\n    os.mkdir('d')\n    os.chdir('d')", "pass")]) == [1]
     assert reward([answer("import os\nos.mkdir('d', 0o300)\nopen('d/f', 'w').close()", "pass")]) == [1]
 

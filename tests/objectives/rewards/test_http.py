@@ -195,7 +195,7 @@ def test_a_busy_server_is_asked_again(server):
 def test_a_server_that_hangs_is_left(server, path):
     start = time.monotonic()
     assert asked(server, path, timeout=0.4) == ["the server took longer than 0.4 s"] * 4
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 8
 
 
 def test_an_endless_reply_is_cut(server, monkeypatch):
