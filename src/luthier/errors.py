@@ -35,9 +35,9 @@ class Stopped(Exception):
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that looks most like `word`, or None when nothing is close."""
-    found = get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    return found[0] if found else None
+    """The candidate that looks most like `word`, of several one that goes on from it, or None when nothing is close."""
+    found = get_close_matches(word, list(candidates), n=3, cutoff=0.6)
+    return max(found, key=lambda name: name.startswith(word), default=None)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

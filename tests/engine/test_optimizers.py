@@ -300,6 +300,15 @@ def test_a_bad_step_changes_nothing(name: str, precision: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in optimizer.state().items() if key != "at")
 
 
+@pytest.mark.filterwarnings("error")
+def test_paged_moments_are_plain_ones_on_a_cpu() -> None:
+    values, other = parameters(), parameters()
+    advance(Optimizer(values, train("paged"), roles=ROLES), values, 0, 2)
+    advance(Optimizer(other, train("adamw"), roles=ROLES), other, 0, 2)
+    for name, value in values.items():
+        assert torch.allclose(value, other[name], atol=1e-6), name
+
+
 def test_badam_trains_one_layer_at_a_time_as_the_package_does() -> None:
     """While a layer has its turn, it takes the steps of an AdamW that knows it alone and begins anew (Luo et al. 2024, algorithm 1)."""
     section = train("badam", optimizer={"type": "badam", "switch_every": 2, "order": "ascending"})

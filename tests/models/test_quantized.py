@@ -177,6 +177,11 @@ def test_skipped_layers_and_the_head_stay(base: Path) -> None:
         load(base, "nf4", skip=("dwn_proj",))
 
 
+def test_eight_bits_are_quiet(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logits(load(base, "int8"))
+    assert not caplog.records
+
+
 def test_what_four_bits_cost_is_said(base: Path) -> None:
     model = load(base, "nf4")
     policy = Policy(model, apply_method(model, LoRA(rank=2), seed=0))

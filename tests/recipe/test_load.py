@@ -185,6 +185,8 @@ def test_a_field_of_another_method_is_told_as_that(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("model: tiny\ndata: {train: a.json}\nmethod:\n  type: full\n  rank: 4\n")
     assert message(path) == f"{path}:5: unknown key `method.rank`. `rank` belongs to `lora`."
+    path.write_text("model: {path: tiny, quantization: {bits: 5}}\ndata: {train: a.json}\n")
+    assert message(path) == f"{path}:1: `model.quantization.bits` should be one of `2`, `3`, `4`, `8`, not `5`"
     path.write_text("model: {path: tiny, quantization: {bits: 4}}\ndata: {train: a.json}\nmethod: full\n")
     assert message(path).startswith(f"{path}:1: `model.quantization` needs a frozen base")
 
@@ -320,6 +322,8 @@ def test_an_optimizer_is_a_name_or_a_mapping() -> None:
 @pytest.mark.parametrize(
     ("train", "said"),
     [
+        ({"optimizer": "adam"}, "unknown train.optimizer `adam`. Did you mean `adamw`?"),
+        ({"rounding": "kahan"}, "`train.rounding: kahan` is for `precision: pure_bf16`"),
         ({"optimizer": "adafacter"}, "unknown train.optimizer `adafacter`. Did you mean `adafactor`?"),
         ({"optimizer": {"type": "lion", "bits": 4}}, "`train.optimizer.bits` should be one of `8`, `32`, not `4`"),
         ({"optimizer": "sgd", "beta1": 0.9}, "unknown key `train.beta1`. Did you mean `train.optimizer.beta1`?"),

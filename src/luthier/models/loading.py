@@ -33,7 +33,13 @@ from luthier.models.fusion import fuse
 from luthier.models.hub import fetch
 from luthier.models.images import refuse_images
 from luthier.models.legacy.norm_head import unfold
-from luthier.models.quantize.base import layers_to_quantise, quantise, same_numbers_with_and_without_gradients, skeleton
+from luthier.models.quantize.base import (
+    layers_to_quantise,
+    quantise,
+    quiet_casts,
+    same_numbers_with_and_without_gradients,
+    skeleton,
+)
 from luthier.models.quantize.packed import stored_in_few_bits
 from luthier.models.quantize.scheme import Scheme
 from luthier.models.rope import scale_rotary
@@ -92,6 +98,7 @@ def load_model(section: Model, *, dtype: torch.dtype, device: torch.device, scor
     if scheme is not None:
         quantise(model, chosen, scheme)
     same_numbers_with_and_without_gradients(model)
+    quiet_casts(model)
     if "device_map" not in options:
         model = model.to(device)
     model.config.use_cache = False

@@ -18,7 +18,8 @@ def build(settings: AdamW, groups: ParameterGroups, _roles: Roles) -> Sequence[t
         return [torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)]
     from bitsandbytes.optim import AdamW as Library
 
-    return [Library(groups, lr=0.0, betas=betas, eps=eps, optim_bits=settings.bits, is_paged=settings.paged)]
+    paged = settings.paged and groups[0]["params"][0].is_cuda  # on a CPU there is nothing to page out
+    return [Library(groups, lr=0.0, betas=betas, eps=eps, optim_bits=settings.bits, is_paged=paged)]
 
 
 KIND = Kind(build)

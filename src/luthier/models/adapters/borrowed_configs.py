@@ -22,7 +22,7 @@ from luthier.models.adapters.targets import check_names
 from luthier.models.checkpointing import decoder_layers
 from luthier.models.keys import measure_keys
 from luthier.models.legacy.names import modern_names
-from luthier.models.linear import is_linear
+from luthier.models.linear import QuantisedLinear, is_linear, quantised_layers
 from luthier.models.score_head import head_names
 from luthier.recipe.schema import BOFT, IA3, OFT, LlamaAdapter, NormTuning, PrefixTuning, PromptTuning, PTuning, Section, VeRA
 
@@ -143,6 +143,7 @@ def apply_borrowed(model: PreTrainedModel, method: Section, *, seed: int, adapte
     Raises:
         UserError: it does not fit the model, or the adapter is of another kind.
     """
+    _check_stored(model, method)
     config = BUILDERS[type(method)](model, method)
     if scores := head_names(model):
         _with_head(config, scores)
@@ -167,6 +168,17 @@ def _with_head(config: Any, names: tuple[str, ...]) -> None:
             f"PEFT saves no head beside an adapter of type {config.peft_type.value}", where="method", hint="Use `lora`, or `ia3`."
         )
     config.task_type, config.modules_to_save = SCORING, list(names)
+
+
+def _check_stored(model: PreTrainedModel, method: Section) -> None:
+    """Refuse a method that PEFT puts beside linear layers where it does not know how they are stored."""
+    unknown = any(isinstance(layer, QuantisedLinear) for layer in quantised_layers(model).values())
+    if unknown and isinstance(method, IA3 | OFT | BOFT | VeRA):
+        raise UserError(
+            f"`{method.type}` comes from PEFT, which of layers in few bits knows those of bitsandbytes only",
+            where="method.type",
+            hint="Use `lora`, or `model.quantization: {bits: 4}` on a base that is not quantised yet.",
+        )
 
 
 def norm_layers(model: nn.Module) -> list[str]:

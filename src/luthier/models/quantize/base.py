@@ -9,6 +9,7 @@ layer by layer.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 
@@ -120,6 +121,12 @@ def same_numbers_with_and_without_gradients(model: PreTrainedModel) -> None:
     for layer in quantised_layers(model).values():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def quiet_casts(model: PreTrainedModel) -> None:
+    """Keep LLM.int8 from saying at every layer of every pass that it casts its inputs to float16, which it always does."""
+    if any(type(getattr(layer, "weight", None)).__name__ == "Int8Params" for layer in quantised_layers(model).values()):
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _ends_in(name: str, suffixes: Sequence[str]) -> bool:

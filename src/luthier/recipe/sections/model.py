@@ -40,10 +40,9 @@ class Quantization(Section):
         if not isinstance(value, dict):
             return value
         value = {key: part for key, part in value.items() if part is not None}
-        if "type" not in value:
-            bits = value.get("bits", 4)
+        if "type" not in value and (bits := value.get("bits", 4)) in (2, 3, 4, 8):
             value["type"] = "nf4" if bits == 4 and value.get("method", "bnb") == "bnb" else f"int{bits}"
-        having = [method for method, types in QUANTISERS.items() if value["type"] in types]
+        having = [method for method, types in QUANTISERS.items() if value.get("type") in types]
         return ({"bits": int(value["type"][-1]), "method": having[0]} if having else {}) | value
 
     @model_validator(mode="after")

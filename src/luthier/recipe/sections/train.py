@@ -103,6 +103,8 @@ class Train(Section):
             )
         if pure and rule.type in ("schedule_free", "badam"):
             raise ValueError(f"`train.optimizer: {rule.type}` keeps float32 values of its own: use `precision: bf16`")
+        if self.rounding == "kahan" and not pure:
+            raise ValueError("`train.rounding: kahan` is for `precision: pure_bf16`: the others have float32 masters")
         if isinstance(rule, AdamW) and rule.offload and (pure or rule.bits == 8 or rule.paged):
             raise ValueError(
                 "`train.optimizer.offload` is for 32-bit moments and masters: without `bits`, `paged` or `pure_bf16`"
