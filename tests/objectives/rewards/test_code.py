@@ -92,6 +92,11 @@ EPERM, EACCES, EFBIG = 1, 13, 27
         ("import os; os.kill(-1, 9)", EPERM),
         ("import os; os.kill(os.getppid(), 9)", EPERM),
         ("import os; os.setsid()", EPERM),
+        ("import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())", EPERM),
+        ("import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETSIG, 9)", EPERM),
+        ("import fcntl, os; fcntl.ioctl(os.pipe()[0], 0x8901, b'aaaa')", EPERM),
+        ("import os; os.truncate(os.__file__, 0)", EPERM),
+        ("import os; os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)", EPERM),
         ("import os; os.setpriority(0, 0, 5)", EPERM),
         ("import os; open('mine', 'w').close(); os.chmod('mine', 0)", EPERM),
         ("open('/etc/passwd')", EACCES),
@@ -113,7 +118,7 @@ ALLOWED = """
 import asyncio, collections, dataclasses, datetime, decimal, functools, heapq, itertools, json, math, random, re, sqlite3, tempfile
 from concurrent.futures import ThreadPoolExecutor
 with tempfile.NamedTemporaryFile("w+") as file:
-    file.write("own"); file.seek(0); own = file.read()
+    file.write("other"); file.truncate(0); file.seek(0); file.write("own"); file.seek(0); own = file.read()
 with ThreadPoolExecutor(3) as pool:
     squares = list(pool.map(lambda n: n * n, range(5)))
 slept = asyncio.run(asyncio.sleep(0, 7))

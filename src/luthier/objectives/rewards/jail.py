@@ -59,11 +59,20 @@ _NUMBERS = {
     "setxattrat": (463, 463), "removexattrat": (466, 466), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190),
     "mq_open": (240, 180), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "memfd_create": (319, 279), "memfd_secret": (447, 447),
+    "truncate": (76, 45),
 }  # fmt: skip
 """System calls that an answer has no business with."""
 _MACHINES = {"x86_64": (0xC000003E, 0, 56, 302), "aarch64": (0xC00000B7, 1, 220, 261)}
 """For each architecture its audit number, its column above, and its `clone` and `prlimit64`."""
-_CLONE3, _CLONE_THREAD = 435, 0x10000
+_GUARDED = (
+    # Numbers as above; an argument, by its index; a mask; what it must not be.
+    ((72, 25), 1, 0xFFFFFFFF, (8, 10, 15)),  # fcntl F_SETOWN, F_SETSIG, F_SETOWN_EX: they send signals to others
+    ((16, 29), 1, 0xFFFFFFFF, (0x5412, 0x8901, 0x8902)),  # ioctl TIOCSTI, FIOSETOWN, SIOCSPGRP: the like
+    ((2, None), 1, 0o1003, (0o1000,)),  # open and openat: to read and truncate, which Landlock refuses from Linux 6.2 on
+    ((257, 56), 2, 0o1003, (0o1000,)),
+)
+"""System calls that an answer may make, but not with these arguments."""
+_CLONE3, _OPENAT2, _CLONE_THREAD = 435, 437, 0x10000
 
 
 class CannotIsolate(Exception):
@@ -242,13 +251,13 @@ def _readable() -> list[str]:
 
 
 def _seccomp() -> None:
-    """Refuse the calls of `_NUMBERS` with EPERM, processes but not threads, and raised limits."""
+    """Refuse the calls of `_NUMBERS` and those of `_GUARDED` with EPERM, processes but not threads, and raised limits."""
     machine = _MACHINES.get(os.uname().machine)
     if machine is None:
         raise CannotIsolate(f"there is no list of system calls for {os.uname().machine}")
     audit, column, clone, prlimit = machine
-    load, equal, at_least, has_bits, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, kill, refuse, absent = 0x7FFF0000, 0x80000000, 0x50001, 0x50026  # EPERM; ENOSYS makes libc use `clone`
+    load, equal, at_least, has_bits, give, only = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
+    allow, kill, refuse, absent = 0x7FFF0000, 0x80000000, 0x50001, 0x50026  # EPERM; ENOSYS makes libc use an older call
     number, architecture, argument = 0, 4, 16
     lines = [(load, 0, 0, architecture), (equal, 1, 0, audit), (give, 0, 0, kill), (load, 0, 0, number)]
     if column == 0:
@@ -256,7 +265,12 @@ def _seccomp() -> None:
     for numbers in _NUMBERS.values():
         if (refused := numbers[column]) is not None:
             lines += [(equal, 0, 1, refused), (give, 0, 0, refuse)]
-    lines += [(equal, 0, 1, _CLONE3), (give, 0, 0, absent)]
+    lines += [(equal, 0, 1, _CLONE3), (give, 0, 0, absent), (equal, 0, 1, _OPENAT2), (give, 0, 0, absent)]
+    for numbers, index, mask, values in _GUARDED:
+        if (guarded := numbers[column]) is not None:
+            lines += [(equal, 0, len(values) + 4, guarded), (load, 0, 0, argument + 8 * index), (only, 0, 0, mask)]
+            lines += [(equal, len(values) - place, 0, value) for place, value in enumerate(values)]
+            lines += [(give, 0, 0, allow), (give, 0, 0, refuse)]
     lines += [
         (equal, 0, 4, clone),
         (load, 0, 0, argument),
