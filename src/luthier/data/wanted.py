@@ -60,7 +60,7 @@ _PROMPTS = Wanted(Prompt, {Conversation: _question})
 
 WANTED: dict[str, Wanted] = {
     "pt": Wanted(Document, {}),
-    "sft": Wanted(Conversation, {}),
+    **dict.fromkeys(("sft", "distill"), Wanted(Conversation, {})),
     **dict.fromkeys(("rm", "dpo", "orpo", "simpo", "cpo"), _PAIRS),
     **dict.fromkeys(("kto", "bco"), _OPINIONS),
     **dict.fromkeys(("ppo", "grpo", "online_dpo"), _PROMPTS),

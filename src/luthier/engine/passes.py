@@ -56,7 +56,8 @@ def scored(
     if objective.reference and known is None:
         assert reference is not None
         known = reference.logprobs(batch, packing=packing)
-    scores = score(policy, batch, packing=packing, entropy=objective.entropy, smoothing=smoothing, critic=objective.critic)
+    asked = {"entropy": objective.entropy, "critic": objective.critic, "teacher": objective.teacher}
+    scores = score(policy, batch, packing=packing, smoothing=smoothing, **asked)
     return replace(scores, reference=known) if objective.reference else scores
 
 

@@ -65,6 +65,13 @@ class Critic(Protocol):
         """The value of the text before each target, float32 [R], from the policy's states there [R, H]."""
 
 
+class Teacher(Protocol):
+    """What a policy is to be near to (`luthier.models.teacher`)."""
+
+    def divergence(self, batch: Batch, states: Tensor, head: Head, *, packing: bool) -> Tensor:
+        """Distance of the policy from it at each target, float32 [R], from the policy's states there [R, H] and its output head."""
+
+
 class Policy:
     """A causal language model in training.
 
@@ -82,6 +89,7 @@ class Policy:
         notes: sentences for the run's log (fallbacks taken).
         temperature: the policy is the model's distribution at this temperature; reinforcement sets it to that of its samples.
         critic: says what a text is worth so far, where the stage has one.
+        teacher: what a distillation learns from.
     """
 
     def __init__(
@@ -91,6 +99,7 @@ class Policy:
         self.trainable = trained or trainable(model)
         self.temperature = 1.0
         self.critic: Critic | None = None
+        self.teacher: Teacher | None = None
         self._head = self._described()
         self.isolation: Isolation = probe_isolation(model)
         self._steady_length, self._growing = steady_length(model.config) - prefix_length(model), growing(model)

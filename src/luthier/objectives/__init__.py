@@ -13,6 +13,7 @@ from typing import Any
 
 from luthier.objectives.base import Denominator, FirstLook, Loss, Objective, Scores, score, score_values
 from luthier.objectives.contrastive import cpo, simpo
+from luthier.objectives.distillation import distill
 from luthier.objectives.feedback import bco, kto
 from luthier.objectives.grpo import grpo
 from luthier.objectives.likelihood import LIKELIHOOD, sft
@@ -34,6 +35,7 @@ OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
     "rm": reward,
     "grpo": grpo,
     "ppo": ppo,
+    "distill": distill,
 }
 """Name of a stage → what makes its objective from the recipe's section."""
 

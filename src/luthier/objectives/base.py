@@ -37,6 +37,7 @@ class Scores:
         reference: float32 [R], log-probabilities under the reference, without gradient, where the objective has one.
         values: what a scorer says, differentiable: float32 [S, labels] of segments, or float32 [R] of the states before the targets.
             Those fields that need an output head are then empty. Of a critic beside a policy: float32 [R], of the text before each token.
+        divergence: float32 [R], differentiable, the distance from a teacher's distribution, where there is one.
     """
 
     logprob: Tensor
@@ -45,6 +46,7 @@ class Scores:
     entropy: Tensor | None = None
     reference: Tensor | None = None
     values: Tensor | None = None
+    divergence: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Objective:
         reference: it needs the log-probabilities of a reference.
         entropy: it needs the entropy of each distribution.
         critic: it needs the policy's critic.
+        teacher: it needs the policy's teacher.
         first_look: see the module's text.
         values: it judges by what a scorer says of segments, or of the states before the targets, instead of by log-probabilities.
         brings: columns of the batch that are made of what segments brought besides tokens: name → the value of one of them.
@@ -106,6 +109,7 @@ class Objective:
     reference: bool = False
     entropy: bool = False
     critic: bool = False
+    teacher: bool = False
     first_look: FirstLook | None = None
     values: Literal["segment", "token"] | None = None
     brings: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
@@ -117,7 +121,14 @@ class Objective:
 
 
 def score(
-    policy: Policy, batch: Batch, *, packing: bool, entropy: bool = False, smoothing: float = 0.0, critic: bool = False
+    policy: Policy,
+    batch: Batch,
+    *,
+    packing: bool,
+    entropy: bool = False,
+    smoothing: float = 0.0,
+    critic: bool = False,
+    teacher: bool = False,
 ) -> Scores:
     """Run the policy over a batch and score its supervised tokens; unsupervised positions never reach the head.
 
@@ -128,6 +139,7 @@ def score(
         entropy: also tell how spread each distribution is.
         smoothing: share of each target that is spread over the vocabulary; `logprob` is then the expectation under that target.
         critic: also ask the policy's critic.
+        teacher: also ask the policy's teacher.
     """
     hidden = policy.hidden(batch, packing=packing)
     states = hidden.index_select(0, batch.targets - 1)
@@ -143,7 +155,8 @@ def score(
         entropy=entropy,
     )
     values = policy.critic.values(batch, states, packing=packing) if critic and policy.critic else None
-    return Scores(said.logprob, said.top1, batch.weight[batch.targets], said.entropy, values=values)
+    distance = policy.teacher.divergence(batch, states, head, packing=packing) if teacher and policy.teacher else None
+    return Scores(said.logprob, said.top1, batch.weight[batch.targets], said.entropy, values=values, divergence=distance)
 
 
 def score_values(scorer: Scorer, batch: Batch, *, packing: bool, at: Literal["segment", "token"]) -> Scores:

@@ -25,6 +25,7 @@ from luthier.recipe.shipped import shipped_recipes
 _SHORT = {
     ("model",): "path",
     ("stage",): "type",
+    ("stage", "teacher"): "path",
     ("method",): "type",
     ("train", "optimizer"): "type",
     ("data", "train"): "path",

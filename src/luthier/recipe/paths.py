@@ -21,6 +21,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://.*", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ENDING = re.compile(r"\.(json|jsonl|ndjson|csv|tsv|parquet|txt|gz|zst|py|yaml|md)", re.IGNORECASE)
 _FOLDERS = {("model",), ("model", "path"), ("model", "tokenizer"), ("model", "adapter"), ("stage", "rewards", "path")}
+_FOLDERS |= {("stage", "teacher"), ("stage", "teacher", "path"), ("stage", "teacher", "adapter")}
 _TEMPLATE = ("data", "template")
 
 

@@ -40,6 +40,7 @@ from luthier.recipe.sections.method import (
 from luthier.recipe.sections.model import Model, Quantization, RopeScaling
 from luthier.recipe.sections.optimizer import Optimizer, ParameterGroup
 from luthier.recipe.sections.stage import Stage
+from luthier.recipe.sections.stages.distillation import Distillation
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
@@ -65,6 +66,7 @@ __all__ = [
     "AdaLoRA",
     "Checkpoint",
     "Data",
+    "Distillation",
     "Evaluate",
     "FormatName",
     "Freeze",

@@ -51,6 +51,7 @@ from luthier.models.scorer import Scorer
 from luthier.models.source import template_for, tokenizer_folder
 from luthier.objectives import Objective, objective_of
 from luthier.recipe.schema import SCORING, LoRA, Prefixed, Recipe, RopeScaling
+from luthier.workshop.distillation import teach
 from luthier.workshop.loading import served_otherwise
 from luthier.workshop.reinforcement import answer_room, critic_rates, keeps_distance, prepare_policy, steps_each
 from luthier.workshop.watching import Sampler, Watchers
@@ -137,6 +138,7 @@ def assemble(
         watchers.note(f"new and drawn at random: {', '.join(f'`{name}`' for name in new)}")
     policy = _policy(recipe, model, tokenizer, batches, saved)
     critic = prepare_policy(recipe, policy)
+    teach(recipe, policy, tokenizer)
     watchers.note(policy.describe())
     if section.rope_scaling is not None and recipe.method.type not in ("full", "freeze"):
         watchers.note(

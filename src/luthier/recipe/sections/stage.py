@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from luthier.recipe.sections.stages.distillation import Distillation
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
@@ -13,6 +14,6 @@ from luthier.recipe.sections.stages.reinforcement import GRPO, PPO
 from luthier.recipe.sections.stages.scoring import RewardModelling
 
 Stage = Annotated[
-    Pretraining | SupervisedFineTuning | DPO | ORPO | SimPO | CPO | KTO | BCO | RewardModelling | GRPO | PPO,
+    Pretraining | SupervisedFineTuning | DPO | ORPO | SimPO | CPO | KTO | BCO | RewardModelling | GRPO | PPO | Distillation,
     Field(discriminator="type"),
 ]

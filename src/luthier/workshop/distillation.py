@@ -1,0 +1,38 @@
+"""The teacher of a distillation, found, checked and loaded."""
+
+from __future__ import annotations
+
+from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.errors import UserError
+from luthier.models.hub import fetch
+from luthier.models.loading import load_model
+from luthier.models.methods import load_adapter
+from luthier.models.policy import Policy
+from luthier.models.source import tokenizer_folder
+from luthier.models.teacher import FrozenTeacher
+from luthier.recipe.schema import Distillation, Model, Recipe
+
+SAMPLE = "The luthier tunes 3 strings, then 12 more.\n琴匠调好了三根弦，再来十二根。 def f(x): return x**2  # naïve"
+"""A text of many kinds of characters: tokenizers that give it the same ids count as one."""
+
+
+def teach(recipe: Recipe, policy: Policy, tokenizer: Tokenizer) -> None:
+    """Give the policy its teacher, where the stage has one.
+
+    Raises:
+        UserError: there is no such model, or its tokens are not the student's.
+    """
+    stage = recipe.stage
+    if not isinstance(stage, Distillation):
+        return
+    section = Model(**stage.teacher.model_dump(exclude={"adapter"}))
+    if load_tokenizer(tokenizer_folder(section)).encode(SAMPLE).ids.tolist() != tokenizer.encode(SAMPLE).ids.tolist():
+        raise UserError(
+            f"`{section.path}` has another tokenizer than the student, so their distributions are over different tokens",
+            where="stage.teacher",
+            hint="Choose a teacher of the student's family, or learn from its answers with `stage: sft`.",
+        )
+    model = load_model(section, dtype=policy.dtype, device=policy.device)
+    if stage.teacher.adapter:
+        load_adapter(model, fetch(stage.teacher.adapter, hub=section.hub))
+    policy.teacher = FrozenTeacher(model, kind=stage.loss, beta=stage.beta, temperature=stage.temperature)

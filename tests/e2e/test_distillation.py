@@ -1,0 +1,76 @@
+"""Distillation, end to end: the student comes nearer to its teacher, resumes to the bit, and is refused a teacher of other tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import luthier
+from luthier.errors import Stopped, UserError
+from luthier.runs.records import Callback, StepRecord
+from tests.workspace import Workspace, small_model, weights_of
+
+
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A student of one shape and a teacher of another, with the same tokens."""
+    monkeypatch.chdir(tmp_path)
+    small_model(tmp_path / "teacher", "gpt2", seed=1)
+    stage = {"type": "distill", "teacher": "teacher"}
+    return Workspace.make(tmp_path, stage=stage, data={"validation": 4}, method={"type": "full"}, train={"epochs": 3})
+
+
+def steps(run: luthier.Run) -> list[dict[str, Any]]:
+    return [record for record in run.metrics() if "loss" in record]
+
+
+class StopAtThree(Callback):
+    def on_step(self, step: StepRecord) -> None:
+        if step.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("loss", ["forward", "reverse", "jsd"])
+def test_the_student_comes_nearer_to_its_teacher(space: Workspace, loss: str) -> None:
+    run = luthier.train(space.recipe, overrides=[f"stage.loss={loss}"], progress=False)
+    first, *_, last = steps(run)
+    assert last["divergence"] < 0.9 * first["divergence"]
+    assert last["loss"] == pytest.approx(last["divergence"])
+    assert [record for record in run.metrics() if "eval_divergence" in record]
+    AutoModelForCausalLM.from_pretrained(run.path / "final")
+
+
+def test_it_resumes_to_the_bit(space: Workspace) -> None:
+    lora = ["method=lora", "stage.sft_weight=0.5"]
+    straight = luthier.train(space.recipe, overrides=lora, progress=False)
+    with pytest.raises(Stopped):
+        luthier.train(space.recipe, overrides=lora, name="broken", callbacks=(StopAtThree(),), progress=False)
+    resumed = luthier.resume("broken", progress=False)
+    expected, found = weights_of(straight.path / "final"), weights_of(resumed.path / "final")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_teacher_may_have_an_adapter_and_stays_as_it_is(space: Workspace) -> None:
+    luthier.train(space.recipe, overrides=["stage=sft", "method=lora", "model.path=teacher"], name="expert", progress=False)
+    before = weights_of(space.folder / "teacher")
+    given = ["stage.teacher.adapter=runs/expert/final", "method=lora", "model.path=teacher"]
+    run = luthier.train(space.recipe, overrides=given, name="pupil", progress=False)
+    assert steps(run)[-1]["divergence"] < steps(run)[0]["divergence"]
+    after = weights_of(space.folder / "teacher")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_teacher_of_other_tokens_is_refused(space: Workspace) -> None:
+    teacher = space.folder / "teacher"
+    tokenizer = json.loads((teacher / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:10]
+    (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="another tokenizer"):
+        luthier.train(space.recipe, progress=False)
