@@ -74,20 +74,20 @@ def recipe_reference(translate: Translate) -> str:
     groups: dict[tuple[str, str | None], list[Field]] = {}
     for field in fields():
         groups.setdefault((field.key.rpartition(".")[0], field.only), []).append(field)
-    parents = {key for key, _ in groups}
+    anchors = {(key, only): f"{key}-{only}" if only else key for key, only in groups}
     parts: list[str] = []
     seen: dict[tuple[str, ...], str] = {}
     for (key, only), rows in groups.items():
         title = f"{key}: {only}" if only else key
         texts = tuple(row.text for row in rows)
         section = section_at(tuple(key.split(".")) if key else (), only)
-        parts.append(f"## `{title}` {{ #{key}{f'-{only}' if only else ''} }}" if key else f"## {translate('The whole recipe')}")
+        parts.append(f"## `{title}` {{ #{anchors[key, only]} }}" if key else f"## {translate('The whole recipe')}")
         parts.append(translate(_about(key, only)))
         if texts in seen:
             parts.append(f"{translate('The fields are those of')} [`{seen[texts]}`](#{seen[texts]}).")
             continue
         seen[texts] = key
-        parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, section, parents, translate) for row in rows]))
+        parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, section, anchors, translate) for row in rows]))
         parts += [_union(row, translate) for row in rows if row.key in UNIONS]
     return "\n\n".join(parts)
 
@@ -102,7 +102,7 @@ def reward_reference(translate: Translate) -> str:
         about = translate(inspect.cleandoc(kind.__doc__ or ""))
         parts.append(about if kind is Weighted else f"`{kind.model_fields['type'].default}`: {about}")
         if rows:
-            parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, kind, set(), translate) for row in rows]))
+            parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, kind, {}, translate) for row in rows]))
     return "\n\n".join(parts)
 
 
@@ -111,10 +111,12 @@ def _about(key: str, only: str | None) -> str:
     return inspect.cleandoc(section.__doc__ or "") if section else ""
 
 
-def _field(row: Field, section: type[Section] | None, parents: set[str], translate: Translate) -> tuple[str, str, str]:
+def _field(
+    row: Field, section: type[Section] | None, anchors: Mapping[tuple[str, str | None], str], translate: Translate
+) -> tuple[str, str, str]:
     name = f"`{row.key.rpartition('.')[2]}`"
-    if row.key in parents and row.key not in UNIONS:  # whose members have sections of their own
-        name = f"[{name}](#{row.key})"
+    if (row.key, row.only) in anchors and row.key not in UNIONS:  # whose members have sections of their own
+        name = f"[{name}](#{anchors[row.key, row.only]})"
     default = translate("required") if row.default is None else f"{translate('default')} `{row.default}`"
     return name, f"{_kind(row.type, _values(row, section), translate)}<br>{default}", translate(row.text)
 
