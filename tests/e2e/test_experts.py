@@ -73,3 +73,32 @@ def _continues(space: Workspace, adapter: Path) -> None:
     assert before.keys() == after.keys()
     for key, value in before.items():
         torch.testing.assert_close(after[key], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_execution_never_changes_what_a_mixture_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed, padded, in smaller passes and on two processes: the same losses, the same balance, the same weights."""
+    monkeypatch.chdir(tmp_path)
+    method = {"type": "full", "train_router": True}
+    train = {"learning_rate": 1e-2, "max_steps": 4, "router_aux_loss": 0.5, "optimizer": "sgd", "batch_size": 6}
+    space = Workspace.make(tmp_path, rows=18, family="mixtral", method=method, train=train)
+
+    def told(run: luthier.Run) -> list[float]:
+        return [record[name] for record in run.metrics() if "loss" in record for name in ("loss", "router_balance")]
+
+    first = luthier.train(space.recipe, progress=False)
+    expected = weights_of(first.path / "final")
+    ways = {
+        "padded": ("data.packing=false",),
+        "small": ("train.micro_batch_tokens=64",),
+        "again": ("train.activation_checkpointing=full",),
+    }
+    for name, overrides in ways.items():
+        luthier.train(space.recipe, overrides=list(overrides), name=name, progress=False)
+    done = space.luthier("train", "recipe.yaml", "--name", "two", "--nproc", "2", LUTHIER_CACHE=os.environ["LUTHIER_CACHE"])
+    assert done.returncode == 0, done.stderr
+    for name in (*ways, "two"):
+        run = luthier.Run.find(name)
+        assert told(run) == pytest.approx(told(first), rel=1e-4), name
+        for key, value in weights_of(run.path / "final").items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")

@@ -12,13 +12,15 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.errors import UserError
+from luthier.models.adapters.config import AdapterConfig
 from luthier.models.adapters.experts import LoRAExperts, expert_layers
 from luthier.models.adapters.format import CONFIG_FILE, write_adapter
 from luthier.models.adapters.lora import adapted_layers, without_adapters
 from luthier.models.adapters.merge import merge
+from luthier.models.adapters.targets import target_experts, target_layers
 from luthier.models.methods import apply_method, load_adapter
 from luthier.models.mixture import routers
 from luthier.models.policy import save_model
@@ -216,3 +218,19 @@ def test_a_file_with_dropout_and_experts_is_one_that_peft_takes(tmp_path: Path) 
 def test_a_misspelt_target_is_named() -> None:
     with pytest.raises(UserError, match=re.escape("`gate_up_porj`")):
         adapted("mixtral", target=("gate_up_porj",))
+
+
+@pytest.mark.parametrize("kind", ["afmoe", "llama4_text", "phimoe", "qwen3_next"])
+def test_routers_that_are_linear_layers_or_hold_one_are_no_linear_layers_of_the_model(kind: str) -> None:
+    """On the `meta` device, for what a family is called does not say what its router is made of."""
+    config = AutoConfig.for_model(kind)
+    config.num_hidden_layers = 4
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:4]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    found = routers(model)
+    assert any(isinstance(part, torch.nn.Linear) for router in found.values() for part in router.modules())
+    layers = target_layers(model, AdapterConfig.from_method(LoRA()))
+    assert not any(f"{name}.".startswith(f"{router}.") for name in layers for router in found)
+    assert target_experts(model, AdapterConfig.from_method(LoRA()))

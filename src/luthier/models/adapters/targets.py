@@ -40,9 +40,9 @@ def target_layers(model: PreTrainedModel, config: AdapterConfig) -> dict[str, nn
         if name and not f"{name}.".startswith(mixed) and config.selects(name)
     }
     if config.target == ALL_LINEAR:
-        gates = set(routers(model).values())
+        gates = tuple(f"{name}." for name in routers(model))
         found = {name: module for name, module in found.items() if is_linear(module) and module is not head}
-        found = {name: module for name, module in found.items() if module not in gates}
+        found = {name: module for name, module in found.items() if not gates or not f"{name}.".startswith(gates)}
     if config.dora:
         kept_out = taken_for_experts(model, found)
         found = {name: module for name, module in found.items() if name not in kept_out}
