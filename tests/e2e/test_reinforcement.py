@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import luthier
-from luthier.errors import Stopped
+from luthier.errors import Stopped, UserError
+from luthier.runs.folder import RunFolder
 from tests.e2e.test_preferences import StopAt, steps
 from tests.workspace import Workspace, weights_of
 
@@ -73,3 +74,66 @@ def test_it_runs_tells_and_resumes_to_the_bit(tmp_path: Path, name: str) -> None
     assert [[record[key] for key in kept] for record in steps(resumed)] == [[record[key] for key in kept] for record in records]
     expected, found = weights_of(run.path / "final"), weights_of(resumed.path / "final")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def told(run: luthier.Run, *names: str) -> list[list[float]]:
+    return [[record[name] for name in names] for record in steps(run)]
+
+
+SLOW = [pytest.param(change, marks=pytest.mark.slow) for change in ("data.packing=false", "two processes")]
+
+
+@pytest.mark.parametrize("change", ["stage.rows=5", *SLOW])
+def test_execution_changes_nothing_but_rounding(tmp_path: Path, change: str) -> None:
+    """The first rollout is the same answer for answer; after it, rounding may tip a token, so only that one is compared."""
+    space = space_of(tmp_path, STAGES["grpo, twice"], train={"max_steps": 4, "micro_batch_tokens": 512})
+    reference = luthier.train(space.recipe, progress=False)
+    if change == "two processes":
+        done = space.luthier("train", "recipe.yaml", "--name", "other", "--nproc", "2")
+        assert done.returncode == 0, done.stderr
+        other = luthier.Run(RunFolder(tmp_path / "runs/other"))
+    else:
+        other = luthier.train(space.recipe, overrides=[change, "train.micro_batch_tokens=64"], name="other", progress=False)
+    names = ("reward", "answer_tokens", "grad_norm", "entropy", "kl", "clip_high")
+    for one, two in zip(told(other, *names), told(reference, *names), strict=True):
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_what_is_rewarded_becomes_likelier_also_on_held_out_prompts(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {"type": "grpo"}, data={"validation": 2}, evaluate={"every": 10}, method={"type": "full"})
+    overrides = ["train.max_steps=20", "train.learning_rate=1e-2", "stage.answers=16"]
+    run = luthier.train(space.recipe, overrides=overrides, progress=False)
+    rewards = [record["reward"] for record in steps(run)]
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.3
+    measured = [record for record in run.metrics() if "eval_loss" in record]
+    assert [record["step"] for record in measured] == [10, 20]
+    assert all(record["eval_loss"] == -record["eval_reward"] for record in measured)
+    assert measured[-1]["eval_reward"] > 0.4
+
+
+def test_a_bad_reward_is_named_and_its_answer_teaches_nothing(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {"type": "grpo"}, train={"max_steps": 2})
+    (tmp_path / "reward.py").write_text(
+        "def vowels(answers):\n    return [None if answer.messages[0]['content'].count('please') else 1.0 for answer in answers]\n"
+    )
+    run = luthier.train(space.recipe, progress=False)
+    assert any(record["bad_rewards"] > 0 for record in steps(run))
+    assert all(record["grad_norm"] == 0 for record in steps(run))  # what is left in a group earns the same
+    assert "reward `vowels`:" in (run.path / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage.answers=1"], "stage.answers"),
+        (["stage.variant=grop"], "Did you mean `grpo`"),
+        (["stage.beta=0.1", "stage.kl_estimator=k1", "stage.kl_weighted=false"], "k1"),
+        (["data.max_length=400", "stage.max_new_tokens=200"], "positions"),
+        (["data.streaming=true", "data.order=window(8)"], "streaming"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(tmp_path: Path, overrides: list[str], message: str) -> None:
+    space = space_of(tmp_path, {"type": "grpo"})
+    with pytest.raises(UserError, match=message):
+        luthier.train(space.recipe, overrides=overrides, progress=False)

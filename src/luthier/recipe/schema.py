@@ -162,6 +162,8 @@ class Recipe(Section):
             raise ValueError("`train.label_smoothing` is for `stage.loss: nll`: `dft` weighs tokens by their probability")
         if self.stage.type == "kto" and self.stage.loss == "kto" and self.train.batch_size == 1:
             raise ValueError("`train.batch_size` must be above 1 for stage `kto`: prompts are paired with answers to others")
+        if self.data.streaming and isinstance(self.stage, GRPO | PPO):
+            raise ValueError(f"`data.streaming` is not for stage `{self.stage.type}`: prompts are read before the first step")
         if self.data.streaming and getattr(self.stage, "reference", None) == "precompute":
             raise ValueError(
                 "`stage.reference: precompute` needs data that is read before the first step: leave `data.streaming` out"
