@@ -62,9 +62,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "layernorm": {"method": {"type": "layernorm"}},
     "lora on int8": {"method": LORA, "model": {"quantization": {"bits": 8}}},
     "lora on nf4": {"method": LORA, "model": {"quantization": {"bits": 4}}},
-    "lora on int4 (hqq)": {"method": LORA, "model": {"quantization": {"method": "hqq"}}},
-    "lora on int4 (torchao)": {"method": LORA, "model": {"quantization": {"method": "torchao", "bits": 4}}},
-    "lora on int2 (hqq)": {"method": LORA, "model": {"quantization": {"bits": 2}}},
 }
 """Name of a row → what its recipe says besides."""
 
