@@ -20,7 +20,7 @@ from luthier.models.adapters.insert import CONFIG_ATTRIBUTE, adapter_config, ins
 from luthier.models.adapters.lora import adapted_layers
 from luthier.models.adapters.single_experts import single_experts
 from luthier.models.adapters.start import begin_against_quantisation, begin_inside
-from luthier.models.adapters.targets import check_targets, target_experts
+from luthier.models.adapters.targets import check_targets, taken_for_experts, target_experts, target_layers
 from luthier.models.adapters.tokens import tokens_to_train
 from luthier.models.legacy.names import modern_config
 from luthier.models.mixture import routers
@@ -131,17 +131,23 @@ def _without_experts(model: PreTrainedModel, method: LoRA | AdaLoRA, config: Ada
     Raises:
         UserError: experts are named, and the method has no form for them.
     """
-    reason = no_form_for_experts(method)
-    meant = reason and target_experts(model, modern_config(replace(config, experts=True), model))
-    if not meant:
+    reason, config = no_form_for_experts(method), modern_config(replace(config, dora=False), model)
+    if reason is None:
+        return ()
+    meant = target_experts(model, replace(config, experts=True))
+    layers = target_layers(model, replace(config, experts=True)) if reason == "DoRA" else {}
+    dense = sorted({name.rpartition(".")[2] for name in taken_for_experts(model, layers)})
+    if not meant and not dense:
         return ()
     if method.target != ALL_LINEAR:
         raise UserError(
-            f"{reason} has no form for the experts of this model, which lie fused in one parameter",
+            f"{reason} has no form for the experts of this model, which lie fused in one parameter"
+            + (f", nor PEFT for {', '.join(dense)} beside them" if dense else ""),
             where="method.target",
             hint="Leave them out, or use plain `lora`.",
         )
-    return (f"the experts get no adapter: {reason} has no form for fused parameters (plain `lora` has)",)
+    also = f"; {', '.join(dense)} of dense layers get none either, for PEFT takes them for experts" if dense else ""
+    return (f"the experts get no adapter: {reason} has no form for fused parameters (plain `lora` has){also}",)
 
 
 def _router_names(model: nn.Module) -> tuple[str, ...]:

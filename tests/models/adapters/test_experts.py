@@ -162,11 +162,15 @@ def test_kinds_without_a_form_for_experts_leave_them_out_and_say_so(settings: di
     model = build("deepseek")
     trained = apply_method(model, LoRA(rank=3, **settings), seed=0)
     assert any("the experts get no adapter" in note for note in trained.notes)
+    assert ("for PEFT takes them for experts" in trained.notes[0]) == bool(settings.get("dora"))
     assert not expert_layers(model)
     write_adapter(tmp_path, learnt(model))
     torch.testing.assert_close(logits(in_peft("deepseek", tmp_path)), logits(model), atol=1e-4, rtol=0)
     with pytest.raises(UserError, match="no form for the experts"):
         apply_method(build("deepseek"), LoRA(rank=3, target=("gate_up_proj",), **settings), seed=0)
+    if settings.get("dora"):
+        with pytest.raises(UserError, match="nor PEFT for gate_proj"):
+            apply_method(build("deepseek"), LoRA(rank=3, target=r".*shared_experts\.gate_proj", dora=True), seed=0)
 
 
 def test_experts_of_an_unknown_form_are_adapted_by_their_own_code() -> None:
