@@ -23,6 +23,8 @@ left out and counted; one that had nothing to learn to begin with is a mistake i
 A preference is two segments, the better and the worse answer behind the same prompt; both lose the same exchanges, and both or none
 are kept. A prompt is one segment of which nothing is learnt; the answer will be the model's own, so a prompt is never cut.
 
+A text to be classified is one segment, as plain calls of the tokenizer give it; nothing of it is supervised.
+
 For pre-training a document is its tokens and the end-of-text token (after a beginning-of-text token where the tokenizer opens texts
 with one), split into chunks of `max_length`.
 """
@@ -213,6 +215,9 @@ class Encoder:
             if not (chunks := list(self._chunks(encoded[0]))):
                 raise RowError("one token alone has nothing to learn")
             return chunks
+        if self.settings.stage == "classify":
+            piece = self.plain(encoded[0])
+            return None if piece.truncated and self.settings.truncate == "drop" else [piece]
         if texts[0].rung == PROMPT:
             fits = len(encoded[0].ids) <= self.settings.max_length
             return [Piece(encoded[0].ids, np.zeros(len(encoded[0].ids), np.float16), PROMPT, False)] if fits else None
@@ -322,6 +327,14 @@ class Encoder:
             place = item.text.find(self._end, place + 1, end)
         if place >= 0:
             weight[(encoded.ends > place) & (encoded.starts < place + len(self._end))] = 0
+
+    def plain(self, encoded: Encoded) -> Piece:
+        """A text as plain calls of the tokenizer give it, special tokens around it, cut inside of them; nothing of it is supervised."""
+        before, behind = self.tokenizer.around
+        room = self.settings.max_length - len(before) - len(behind)
+        kept = encoded.ids[-room:] if self.settings.truncate == "start" else encoded.ids[:room]
+        ids = np.concatenate([np.array(before, np.int32), kept, np.array(behind, np.int32)])
+        return Piece(ids, np.zeros(len(ids), np.float16), "all", len(encoded.ids) > room)
 
     def _chunks(self, encoded: Encoded) -> Iterator[Piece]:
         """A document as chunks of `max_length`; a last chunk of one token has nothing to learn and is left out."""

@@ -40,6 +40,13 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled(Document):
+    """A text with its labels, as they are written; a number is a label too."""
+
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages whose assistant turns are learnt."""
 

@@ -1,11 +1,11 @@
-"""What an example brings besides tokens, as JSON: a prompt what its answers are judged by, a pair its margin."""
+"""What an example brings besides tokens, as JSON: a prompt what its answers are judged by, a pair its margin, a text its labels."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from luthier.data.examples import Example, Preference, Prompt
+from luthier.data.examples import Example, Labelled, Preference, Prompt
 
 
 def payload_of(example: Example) -> bytes:
@@ -15,4 +15,6 @@ def payload_of(example: Example) -> bytes:
         value = {"messages": example.messages, "reference": example.reference, "tools": example.tools}
     elif isinstance(example, Preference) and example.margin is not None:
         value = {"margin": example.margin}
+    elif isinstance(example, Labelled):
+        value = {"labels": example.labels}
     return json.dumps(value, ensure_ascii=False).encode() if value else b""

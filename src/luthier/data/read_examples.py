@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from luthier.data.examples import Conversation, Document, Example, Feedback, Origin, Preference, Prompt
+from luthier.data.examples import Conversation, Document, Example, Feedback, Labelled, Origin, Preference, Prompt
 from luthier.data.fill import Filler
 from luthier.data.formats import FORMATS, Format
 from luthier.data.formats.fields import kind
@@ -26,6 +26,7 @@ from luthier.recipe.schema import Source
 _LOOKED_AT = 100
 _WORDS: dict[type[Example], str] = {
     Document: "a document",
+    Labelled: "a text with a label",
     Conversation: "a conversation",
     Preference: "a preference pair",
     Feedback: "feedback (it has a label)",
@@ -33,6 +34,7 @@ _WORDS: dict[type[Example], str] = {
 }
 _PLURALS: dict[type[Example], str] = {
     Document: "documents",
+    Labelled: "texts with labels",
     Conversation: "conversations",
     Preference: "preference pairs",
     Feedback: "feedback",

@@ -162,6 +162,20 @@ class Tokenizer:
         """Texts of the tokens that are no text: those that begin and end turns, and the like."""
         return self._backend.controls
 
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The ids that plain calls of this tokenizer put before and behind a text."""
+        front = ([self.bos_id] if self.adds_bos and self.bos_id is not None else [], list[int]())
+        if self.hf is not None:
+            whole, bare = list(self.hf("a").input_ids), list(self.hf("a", add_special_tokens=False).input_ids)
+        elif isinstance(self._backend, LibraryBackend):
+            source = self._backend.source
+            whole, bare = source.encode("a").ids, source.encode("a", add_special_tokens=False).ids
+        else:
+            return front
+        places = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
+        return (whole[: places[0]], whole[places[0] + len(bare) :]) if places else front
+
     def encode(self, text: str, letters: Sequence[Place] = ()) -> Encoded:
         """Ids and offsets of `text`; special tokens written in it are recognised, none are added.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from luthier.data.examples import Conversation, Document, Example, Feedback, Preference, Prompt
+from luthier.data.examples import Conversation, Document, Example, Feedback, Labelled, Preference, Prompt
 from luthier.data.problems import RowError
 
 
@@ -60,6 +60,7 @@ _PROMPTS = Wanted(Prompt, {Conversation: _question})
 
 WANTED: dict[str, Wanted] = {
     "pt": Wanted(Document, {}),
+    "classify": Wanted(Labelled, {}),
     **dict.fromkeys(("sft", "distill"), Wanted(Conversation, {})),
     **dict.fromkeys(("rm", "dpo", "orpo", "simpo", "cpo"), _PAIRS),
     **dict.fromkeys(("kto", "bco"), _OPINIONS),

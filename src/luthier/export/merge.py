@@ -50,7 +50,7 @@ from luthier.models.policy import save_description, save_model
 from luthier.models.quantize.base import round_weights
 from luthier.models.quantize.scheme import Scheme
 from luthier.models.source import Source, find_source
-from luthier.recipe.schema import LoRA
+from luthier.recipe.schema import PLAIN, LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -219,7 +219,7 @@ def _first_base(source: Source) -> Path:
 
 def _learnt_template(source: Source, tokenizer: Tokenizer) -> ChatTemplate | None:
     """The chat template that a run learnt with; None where nothing is known beyond the tokenizer's own."""
-    if source.recipe is None or source.recipe.stage.type == "pt":
+    if source.recipe is None or source.recipe.stage.type in PLAIN:
         return None
     data, fallback = source.recipe.data, template_of(source.recipe.model.path)
     return resolve(data.template, tokenizer.chat_template, tokenizer.variables, data.thinking, fallback=fallback)

@@ -29,6 +29,13 @@ KIND = "ForSequenceClassification"
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
+PROBLEMS: dict[str, Problem] = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
+"""The recipe's name of a task → transformers'."""
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:

@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
 from luthier.errors import UserError
-from luthier.models.adapters.prompts import prompt_of
 from luthier.models.head import PROBE_TOKENS, Head, decoder, evaluating, probe_tokens, relative_difference
 from luthier.models.policy import Policy, padded_index
 from luthier.models.score_head import head_names, output_layer
@@ -46,7 +46,7 @@ class Scorer(Policy):
     @property
     def head(self) -> Head:
         """The last layer, with its present weight [labels, H]."""
-        layer = _layer(self.model)
+        layer = _last_matrix(self.model)
         return Head(layer.weight, getattr(layer, "bias", None))  # type: ignore[arg-type]
 
     @property
@@ -103,7 +103,7 @@ class Scorer(Policy):
         return linear(states.float(), head.weight.float(), None if head.bias is None else head.bias.float())
 
     def _is_single(self) -> bool:
-        if getattr(_layer(self.model), "weight", None) is None or prompt_of(self.model) is not None:
+        if getattr(output_layer(self.model), "weight", None) is None:
             return False
         tokens = probe_tokens(self.model, PROBE_TOKENS)
         tokens = tokens[tokens != self._pad][None]
@@ -116,7 +116,8 @@ class Scorer(Policy):
         return relative_difference(mine, said) <= max(TOLERANCE, 8 * torch.finfo(states.dtype).eps)
 
 
-def _layer(model: nn.Module) -> nn.Module:
-    layer = output_layer(model)  # type: ignore[arg-type]
-    assert layer is not None
-    return layer
+def _last_matrix(model: PreTrainedModel) -> nn.Module:
+    """The last layer of the head."""
+    head = output_layer(model)
+    assert head is not None
+    return [part for part in head.modules() if getattr(getattr(part, "weight", None), "ndim", 0) == 2][-1]

@@ -1,7 +1,7 @@
-"""Trained scorers at work: a reward model that says what an answer is worth.
+"""Trained scorers at work: a reward model that says what an answer is worth, a classifier that says what kind of text it is.
 
-A conversation becomes the same tokens as in training: the same template, the same treatment of control tokens, the same way to shorten what
-is too long. So a reward in a rollout, in Python and in the evaluation of the run that made the model are the same number.
+A conversation or a text becomes the same tokens as in training: the same template, the same treatment of control tokens, the same way to
+shorten what is too long. So a reward in a rollout, in Python and in the evaluation of the run that made the model are the same number.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from luthier.data.batch import lay_out, make_batch
 from luthier.data.encode import Encoder, Settings
-from luthier.data.examples import Example, Feedback, Origin
+from luthier.data.examples import Document, Example, Feedback, Origin
 from luthier.data.problems import RowError
 from luthier.data.store import Header, TokenStore, memory_store
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
@@ -32,6 +32,7 @@ from luthier.models.rope import reach
 from luthier.models.score_head import FRESH, KIND, Labels
 from luthier.models.scorer import Scorer
 from luthier.models.source import Source, find_source, template_for
+from luthier.recipe.schema import PLAIN
 
 TOGETHER = 8192
 """Tokens that are scored in one pass."""
@@ -65,8 +66,8 @@ class RewardModel:
             UserError: the template refuses a conversation.
         """
         examples = [
-            Feedback(self._begun(messages), True, Origin(f"conversation {number}", 0, number))
-            for number, messages in enumerate(conversations)
+            Feedback(self._begun(messages), True, Origin("conversation", number, number))
+            for number, messages in enumerate(conversations, 1)
         ]
         return values_of(self.scorer, self.encoder, examples)[:, 0].tolist()
 
@@ -77,13 +78,64 @@ class RewardModel:
         return ({"role": "system", "content": self.system}, *own) if bare else own
 
 
+class Prediction(NamedTuple):
+    """What a classifier says of a text.
+
+    Args:
+        label: the name of the class, the names of all labels that fit, or a number.
+        scores: of each label its probability, or of a regression the number.
+    """
+
+    label: str | tuple[str, ...] | float
+    scores: dict[str, float]
+
+
+class Classifier:
+    """Says what kind of texts they are.
+
+        [found] = luthier.load("my-classifier").predict(["What a film!"])
+        print(found.label, found.scores)
+
+    Args:
+        scorer: the model.
+        encoder: makes tokens of texts, as in training.
+        name: what to call it in messages.
+
+    Attributes:
+        labels: names of the values, and what is solved.
+    """
+
+    def __init__(self, scorer: Scorer, encoder: Encoder, *, name: str = "model") -> None:
+        self.scorer, self.encoder, self.name = scorer, encoder, name
+        self.labels = Labels.of_config(scorer.model.config)
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """What each text is.
+
+        Raises:
+            UserError: a text is empty.
+        """
+        values = values_of(self.scorer, self.encoder, [Document(text, Origin("text", n, n)) for n, text in enumerate(texts, 1)])
+        return [self._said(row) for row in values]
+
+    def _said(self, row: Tensor) -> Prediction:
+        names, problem = self.labels.names, self.labels.problem
+        if problem == "regression":
+            return Prediction(float(row[0]), dict(zip(names, row.tolist(), strict=True)))
+        several = problem == "multi_label_classification"
+        scores = dict(zip(names, (row.sigmoid() if several else row.softmax(0)).tolist(), strict=True))
+        if several:
+            return Prediction(tuple(name for name, score in scores.items() if score > 0.5), scores)
+        return Prediction(max(scores, key=scores.__getitem__), scores)
+
+
 def load_scorer(
     run_or_model: str | Path,
     *,
     checkpoint: int | None = None,
     adapter: str | Path | None = None,
     device: torch.device | None = None,
-) -> RewardModel:
+) -> RewardModel | Classifier:
     """A trained scorer, from a run's name or folder, a sequence-classification folder of transformers, or an adapter folder of PEFT.
 
     Args:
@@ -98,8 +150,37 @@ def load_scorer(
     return scorer_of(find_source(run_or_model, adapter=adapter, checkpoint=checkpoint), device)
 
 
-def scorer_of(source: Source, device: torch.device | None = None) -> RewardModel:
-    """The scorer of a source. Errors are those of `load_scorer`."""
+def load_reward_model(
+    run_or_model: str | Path, *, checkpoint: int | None = None, device: torch.device | None = None
+) -> RewardModel:
+    """A trained scorer that gives conversations one number each. Arguments are those of `load_scorer`.
+
+    Raises:
+        UserError: as `load_scorer`; or a model with several labels.
+    """
+    source = find_source(run_or_model, checkpoint=checkpoint)
+    scorer, tokenizer = _loaded(source, device)
+    if scorer.labels != 1:
+        raise UserError(
+            f"this model has {scorer.labels} labels, a reward is one number", where=source.name, hint="Name a reward model."
+        )
+    return _reward_model(source, scorer, tokenizer)
+
+
+def scorer_of(source: Source, device: torch.device | None = None) -> RewardModel | Classifier:
+    """The scorer of a source: a reward model where it has one label that solves no problem. Errors are those of `load_scorer`."""
+    scorer, tokenizer = _loaded(source, device)
+    if scorer.labels == 1 and scorer.model.config.problem_type is None:
+        return _reward_model(source, scorer, tokenizer)
+    return Classifier(scorer, _encoder(source, tokenizer, "classify"), name=source.name)
+
+
+def _reward_model(source: Source, scorer: Scorer, tokenizer: Tokenizer) -> RewardModel:
+    system = source.recipe.data.system if source.recipe is not None else None
+    return RewardModel(scorer, _encoder(source, tokenizer, "rm"), name=source.name, system=system)
+
+
+def _loaded(source: Source, device: torch.device | None) -> tuple[Scorer, Tokenizer]:
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(source.tokenizer)
     scoring = Scoring(_labels(source), tokenizer.pad_id)
@@ -113,8 +194,7 @@ def scorer_of(source: Source, device: torch.device | None = None) -> RewardModel
             where=source.name,
             hint="Train one with `stage: rm` or `stage: classify`.",
         )
-    system = source.recipe.data.system if source.recipe is not None else None
-    return RewardModel(Scorer(model.eval()), _encoder(source, tokenizer), name=source.name, system=system)
+    return Scorer(model.eval()), tokenizer
 
 
 def scores(source: Source) -> bool:
@@ -150,7 +230,9 @@ def _tokens(encoder: Encoder, example: Example) -> NDArray[np.int32]:
         texts = encoder.texts(example)
         _, encoded, _ = encoder.shortened(example, texts, encoder.encode(texts))
     except RowError as error:
-        raise UserError(str(error), where=str(example.origin).partition(":")[0]) from error
+        raise UserError(str(error), where=str(example.origin)) from error
+    if settings.stage in PLAIN:
+        return encoder.plain(encoded[0]).tokens
     ids = encoded[0].ids
     return ids[-settings.max_length :] if settings.truncate == "start" else ids[: settings.max_length]
 
@@ -170,15 +252,16 @@ def _store(rows: Sequence[NDArray[np.int32]], settings: Settings) -> TokenStore:
     return memory_store(Header("memory", settings.stage, None, settings.max_length, 0, 0, ()), columns)
 
 
-def _encoder(source: Source, tokenizer: Tokenizer) -> Encoder:
+def _encoder(source: Source, tokenizer: Tokenizer, stage: str) -> Encoder:
     """What makes tokens of texts as the run did that made the model; of a model from elsewhere, as it came."""
-    recipe, template = source.recipe, template_for(source.recipe, tokenizer, source.base.path)
+    recipe = source.recipe
+    template = None if stage in PLAIN else template_for(recipe, tokenizer, source.base.path)
     if recipe is None:
         content = json.loads((_folder(source) / "config.json").read_text(encoding="utf-8"))
-        return Encoder(tokenizer, template, Settings("rm", reach(content, None) or LONGEST))
+        return Encoder(tokenizer, template, Settings(stage, reach(content, None) or LONGEST))
     data = recipe.data
     settings = Settings(
-        recipe.stage.type, data.max_length, truncate=data.truncate, thinking=data.thinking, control_tokens=data.control_tokens
+        stage, data.max_length, truncate=data.truncate, thinking=data.thinking, control_tokens=data.control_tokens
     )
     return Encoder(tokenizer, template, settings)
 

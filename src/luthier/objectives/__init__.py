@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from luthier.objectives.base import Denominator, FirstLook, Loss, Objective, Scores, score, score_values
+from luthier.objectives.classification import classification
 from luthier.objectives.contrastive import cpo, simpo
 from luthier.objectives.distillation import distill
 from luthier.objectives.feedback import bco, kto
@@ -36,6 +37,7 @@ OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
     "grpo": grpo,
     "ppo": ppo,
     "distill": distill,
+    "classify": classification,
 }
 """Name of a stage → what makes its objective from the recipe's section."""
 

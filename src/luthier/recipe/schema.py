@@ -45,7 +45,7 @@ from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
 from luthier.recipe.sections.stages.reinforcement import GRPO, PPO
-from luthier.recipe.sections.stages.scoring import RewardModelling
+from luthier.recipe.sections.stages.scoring import Classification, RewardModelling
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
 
@@ -59,12 +59,14 @@ __all__ = [
     "KTO",
     "OFT",
     "ORPO",
+    "PLAIN",
     "PPO",
     "SCORING",
     "STARTS_INSIDE",
     "STREAM_WINDOW",
     "AdaLoRA",
     "Checkpoint",
+    "Classification",
     "Data",
     "Distillation",
     "Evaluate",
@@ -101,8 +103,10 @@ __all__ = [
 ]
 
 
-SCORING = ("rm",)
+SCORING = ("rm", "classify")
 """Stages whose models say numbers about a text instead of writing one."""
+PLAIN = ("pt", "classify")
+"""Stages that read texts as they are, without a chat template."""
 
 
 class Recipe(Section):
@@ -172,6 +176,13 @@ class Recipe(Section):
             raise ValueError(
                 f"`evaluate.samples` are answers, and a model of stage `{self.stage.type}` writes none: leave them out"
             )
+        if (
+            self.data.streaming
+            and isinstance(self.stage, Classification)
+            and not self.stage.labels
+            and self.stage.task != "regression"
+        ):
+            raise ValueError("`stage.labels` has to name the labels of a stream, which nobody has read before")
         if self.evaluate.patience and self.data.validation is None:
             raise ValueError("`evaluate.patience` needs something to measure: set `data.validation`")
         return self

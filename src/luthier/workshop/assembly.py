@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from luthier.chat import ChatTemplate
 from luthier.data.batch import Drawn
+from luthier.data.labels import with_labels
 from luthier.data.loader import Batches, batches_of
 from luthier.data.prepare import Dataset, Progress, prepare
 from luthier.data.preview import coloured
@@ -46,11 +47,11 @@ from luthier.models.low_rank import allocator_of
 from luthier.models.methods import apply_method, rows_needed
 from luthier.models.policy import Policy
 from luthier.models.rope import reach
-from luthier.models.score_head import FRESH, REWARD, is_scorer
+from luthier.models.score_head import FRESH, PROBLEMS, REWARD, Labels, is_scorer
 from luthier.models.scorer import Scorer
 from luthier.models.source import template_for, tokenizer_folder
 from luthier.objectives import Objective, objective_of
-from luthier.recipe.schema import SCORING, LoRA, Prefixed, Recipe, RopeScaling
+from luthier.recipe.schema import PLAIN, SCORING, Classification, LoRA, Prefixed, Recipe, RopeScaling
 from luthier.workshop.distillation import teach
 from luthier.workshop.loading import served_otherwise
 from luthier.workshop.reinforcement import answer_room, critic_rates, keeps_distance, prepare_policy, steps_each
@@ -124,15 +125,18 @@ def assemble(
     precision = _precision(recipe, world)
     batch = batch_of(recipe.train, stage, data.max_length, world.size)
     tokenizer, template, dataset = prepare_data(recipe, progress=watchers.preparing, pinned=pinned, run=run)
-    if template.note and stage != "pt":
+    if template.note and stage not in PLAIN:
         watchers.note(template.note)
-    if stage != "pt" and (warning := served_otherwise(template, tokenizer)):
+    if stage not in PLAIN and (warning := served_otherwise(template, tokenizer)):
         watchers.note(warning)
     known = partial(check_store, tokenizer=tokenizer, rows=_rows(recipe, folder, tokenizer))
     known(dataset.store)
     batches = batches_of(dataset, recipe, batch, cursor, known)
     _introduce(dataset, batches, tokenizer, watchers)
-    scoring = Scoring(REWARD, tokenizer.pad_id, recipe.train.seed) if stage in SCORING else None
+    scoring = None
+    if stage in SCORING:
+        recipe = _with_labels(recipe, dataset)
+        objective, scoring = objective_of(recipe.stage), Scoring(_labels(recipe), tokenizer.pad_id, recipe.train.seed)
     model = load_model(section, dtype=DTYPES[precision], device=world.device, scoring=scoring)
     if new := getattr(model, FRESH, ()):
         watchers.note(f"new and drawn at random: {', '.join(f'`{name}`' for name in new)}")
@@ -163,7 +167,7 @@ def assemble(
     return Assembled(
         tokenizer=tokenizer,
         template=template,
-        tokenizer_files=TokenizerFiles(tokenizer, None if stage == "pt" else template),
+        tokenizer_files=TokenizerFiles(tokenizer, None if stage in PLAIN else template),
         dataset=dataset,
         policy=policy,
         objective=objective,
@@ -184,8 +188,21 @@ def prepare_data(
     """Tokenizer, chat template and dataset of a recipe. Arguments are those of `data.prepare.prepare`."""
     tokenizer = load_tokenizer(tokenizer_folder(recipe.model)).extended(recipe.model.new_tokens)
     template = template_for(recipe, tokenizer)
-    shown = None if recipe.stage.type == "pt" else template
+    shown = None if recipe.stage.type in PLAIN else template
     return tokenizer, template, prepare(recipe, tokenizer, shown, progress=progress, pinned=pinned, run=run)
+
+
+def _with_labels(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with the names of its labels, which may be in the data only."""
+    if not isinstance(recipe.stage, Classification):
+        return recipe
+    return recipe.model_copy(update={"stage": with_labels(recipe.stage, dataset.store)})
+
+
+def _labels(recipe: Recipe) -> Labels:
+    """What the values of the recipe's model stand for."""
+    stage = recipe.stage
+    return Labels(stage.labels, PROBLEMS[stage.task]) if isinstance(stage, Classification) else REWARD
 
 
 def _policy(recipe: Recipe, model: PreTrainedModel, tokenizer: Tokenizer, batches: Batches, saved: Path | None) -> Policy:

@@ -14,14 +14,14 @@ from luthier.errors import UserError
 from luthier.generation.chat import ChatModel
 from luthier.models.loading import load_model
 from luthier.models.methods import load_adapter
-from luthier.models.scoring import RewardModel, scorer_of, scores
+from luthier.models.scoring import Classifier, RewardModel, scorer_of, scores
 from luthier.models.source import Source, find_source, template_for
 from luthier.workshop.run import Run
 
 
 def load(
     run_or_model: Run | str | Path, *, checkpoint: int | None = None, base: bool = False, adapter: str | Path | None = None
-) -> ChatModel | RewardModel:
+) -> ChatModel | RewardModel | Classifier:
     """A model ready to talk to, or, where it was trained to score texts, ready to score them.
 
     Args:

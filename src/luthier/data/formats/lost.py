@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from luthier.data.examples import Document, Example, Feedback, Message, Preference, Prompt
+from luthier.data.examples import Document, Example, Feedback, Labelled, Message, Preference, Prompt
 
 _KEYS = {
     "role": "roles",
@@ -38,6 +38,8 @@ def losses(example: Example, back: Sequence[Example]) -> list[str]:
 def _differences(one: Any, other: Any) -> Iterator[str]:
     if isinstance(one, Document):
         yield from ["text"] if one.text != other.text else []
+        if isinstance(one, Labelled) and one.labels != other.labels:
+            yield "the labels"
         return
     if one.tools != other.tools:
         yield "tools"

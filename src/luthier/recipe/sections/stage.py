@@ -11,9 +11,21 @@ from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
 from luthier.recipe.sections.stages.reinforcement import GRPO, PPO
-from luthier.recipe.sections.stages.scoring import RewardModelling
+from luthier.recipe.sections.stages.scoring import Classification, RewardModelling
 
 Stage = Annotated[
-    Pretraining | SupervisedFineTuning | DPO | ORPO | SimPO | CPO | KTO | BCO | RewardModelling | GRPO | PPO | Distillation,
+    Pretraining
+    | SupervisedFineTuning
+    | DPO
+    | ORPO
+    | SimPO
+    | CPO
+    | KTO
+    | BCO
+    | RewardModelling
+    | Classification
+    | GRPO
+    | PPO
+    | Distillation,
     Field(discriminator="type"),
 ]

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from luthier.recipe.sections.base import Section
 
 Weight = Annotated[float, Field(ge=0.0)]
+
+
+class Classification(Section):
+    """Learn to say what kind of text it is: one label, several, or a number."""
+
+    type: Literal["classify"] = "classify"
+    task: Literal["single", "multi", "regression"] = "single"
+    """`single`: each text has one label. `multi`: any number of labels. `regression`: a number."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels, in the order of the model's values. Default: those in the data, sorted; a stream needs them here."""
+
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("`stage.labels` names a label twice")
+        return value
 
 
 class RewardModelling(Section):

@@ -1,0 +1,161 @@
+"""Classifiers, end to end: decoders and encoders learn labels, resume to the bit, and predict alike in plain transformers and PEFT."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
+
+import luthier
+from luthier.errors import Stopped, UserError
+from luthier.models.adapters.format import is_adapter
+from luthier.models.scoring import Classifier
+from tests.e2e.test_reward_models import StopAt, steps
+from tests.workspace import Workspace, weights_of
+
+WORDS = {"fruit": ("apple", "pear", "plum"), "tool": ("hammer", "saw", "file"), "animal": ("cat", "dog", "owl")}
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"type": "full"},
+    "head": {"type": "freeze", "layers": 0},
+    "freeze": {"type": "freeze", "layers": 1},
+    "lora": {"type": "lora", "rank": 4},
+    "qlora": {"type": "lora", "rank": 4},
+}
+
+
+def texts_of(task: str) -> list[dict[str, Any]]:
+    """Texts of unlike length; what the words in them are is the label."""
+    rows = []
+    for number in range(24):
+        kinds = [kind for place, kind in enumerate(WORDS) if number % 3 == place or (task == "multi" and number % 4 == place)]
+        words = [WORDS[kind][number % 2] for kind in kinds] * (1 + number % 5)
+        label: Any = {"single": kinds[0], "multi": kinds, "regression": len(words) / 2}[task]
+        rows.append({"text": "I see " + " and ".join(words), "label": label})
+    return rows
+
+
+def small_bert(folder: Path) -> Path:
+    """A random BERT for masked words, without pooler, and its tokenizer."""
+    letters = [f"{mark}{letter}" for mark in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters])}
+    folder.mkdir(parents=True, exist_ok=True)
+    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=256,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def space_of(folder: Path, method: str, task: str = "single", *, encoder: bool = False, **sections: Any) -> Workspace:
+    model = {"path": "model"} | ({"quantization": {"bits": 4}} if method == "qlora" else {})
+    train = {"max_steps": 6, "batch_size": 8, "learning_rate": 3e-3, "micro_batch_tokens": 64}
+    given = {"train": train, "stage": {"type": "classify", "task": task}, "method": METHODS[method], "model": model}
+    space = Workspace.make(folder, **given, **sections)
+    if encoder:
+        small_bert(folder / "model")
+    (folder / "rows.json").write_text(json.dumps(texts_of(task)))
+    return space
+
+
+@torch.no_grad()
+def plain_values(folder: Path, base: Path, texts: list[str], labels: int) -> Tensor:
+    """What transformers and PEFT say of texts, padded together."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if is_adapter(folder):
+            model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, dtype=torch.float32)
+            model = peft.PeftModel.from_pretrained(model, str(folder))
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    rows = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    found: Tensor = model.eval()(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    return found
+
+
+CASES = [(method, False) for method in METHODS] + [(method, True) for method in ("full", "head", "lora")]
+QUICK = [("lora", False), ("full", True), ("lora", True)]
+
+
+@pytest.mark.parametrize(
+    ("method", "encoder"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow], id="-".join((case[0], "encoder" * case[1])))
+        for case in CASES
+    ],
+)
+def test_it_learns_labels_resumes_to_the_bit_and_predicts_as_plain_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, encoder: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = space_of(tmp_path, method, encoder=encoder, data={"validation": 6})
+    run = luthier.train(space.recipe, progress=False)
+    first, *_, last = steps(run)
+    assert last["loss"] < first["loss"]
+    measured = [record for record in run.metrics() if "eval_loss" in record][-1]
+    assert 0 <= measured["eval_f1"] <= 1
+    assert 0 <= measured["eval_accuracy"] <= 1
+    with pytest.raises(Stopped):
+        luthier.train(space.recipe, name="broken", callbacks=(StopAt(3),), progress=False)
+    resumed = luthier.resume("broken", progress=False)
+    assert [record["loss"] for record in steps(resumed)] == [record["loss"] for record in steps(run)]
+    expected, found = weights_of(run.path / "final"), weights_of(resumed.path / "final")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    texts = [row["text"] for row in texts_of("single")]
+    classifier = luthier.load(run.path / "final" if method == "qlora" else run)  # of the run, the base is loaded in four bits
+    assert isinstance(classifier, Classifier)
+    assert classifier.labels.names == ("animal", "fruit", "tool")
+    plain = plain_values(run.path / "final", tmp_path / "model", texts, 3).softmax(1)
+    ours = torch.tensor([list(found.scores.values()) for found in classifier.predict(texts)])
+    torch.testing.assert_close(ours, plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("task", ["multi", "regression"])
+def test_several_labels_and_numbers_are_learnt_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = luthier.train(space_of(tmp_path, "full", task, data={"validation": 6}).recipe, progress=False)
+    first, *_, last = steps(run)
+    assert last["loss"] < first["loss"]
+    measured = [record for record in run.metrics() if "eval_loss" in record][-1]
+    assert ("eval_f1" in measured) == (task == "multi")
+    assert ("eval_error" in measured) == (task == "regression")
+    classifier = luthier.load(run)
+    assert isinstance(classifier, Classifier)
+    [found] = classifier.predict(["I see apple and cat"])
+    assert isinstance(found.label, tuple if task == "multi" else float)
+
+
+@pytest.mark.parametrize(
+    ("label", "stage", "message"),
+    [
+        (["fruit", "tool"], {"type": "classify"}, "has 2 labels"),
+        ("fruit", {"type": "classify", "labels": ["tool", "animal"]}, "`fruit` is none of `stage.labels`"),
+        ("fruit", {"type": "classify", "task": "regression"}, "should be one number"),
+        ("fruit", {"type": "classify"}, "one label is not enough"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named_with_their_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: Any, stage: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = Workspace.make(tmp_path, stage=stage)
+    (tmp_path / "rows.json").write_text(json.dumps([{"text": "a plum", "label": label}] * 3))
+    with pytest.raises(UserError, match=message):
+        luthier.train(space.recipe, progress=False)
