@@ -2,7 +2,8 @@
 
     python benchmarks/reward_pairs.py --seeds 0 1 2
 
-The better answer is the real one, its first sentences up to 400 characters. The worse one is made of it, by each of three rules in turn:
+The better answers are pieces of the real one: whole sentences in a row, at least two, up to 240 characters, the first three such
+pieces. The worse one is made of each by three rules:
 
 * `shuffled`: its words in another order;
 * `cut`: its first six tenths, counted in words;
@@ -25,7 +26,7 @@ from typing import Any
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/llamafactory/dpo_en_demo.json"
 RULES = ("shuffled", "cut", "repeated")
-LONGEST = 400
+LONGEST, PIECES = 240, 3
 Pair = dict[str, str]
 
 
@@ -45,14 +46,14 @@ def sentences(text: str) -> list[str]:
     return re.findall(r"\S.*?[.!?:](?=\s|$)", " ".join(text.split()))
 
 
-def shortened(text: str) -> str | None:
-    """The first sentences of a text, up to `LONGEST` characters; None where that is less than two."""
-    kept: list[str] = []
+def pieces(text: str) -> list[str]:
+    """The first pieces of a text: whole sentences in a row, at least two, up to `LONGEST` characters."""
+    found: list[list[str]] = [[]]
     for sentence in sentences(text):
-        if sum(map(len, kept)) + len(sentence) > LONGEST:
-            break
-        kept.append(sentence)
-    return " ".join(kept) if len(kept) > 1 else None
+        if len(" ".join([*found[-1], sentence])) > LONGEST:
+            found.append([])
+        found[-1].append(sentence)
+    return [" ".join(piece) for piece in found if len(piece) > 1][:PIECES]
 
 
 def pairs(file: Path = DATA) -> tuple[list[Pair], list[Pair]]:
@@ -60,13 +61,12 @@ def pairs(file: Path = DATA) -> tuple[list[Pair], list[Pair]]:
     learnt: list[Pair] = []
     held: list[Pair] = []
     for number, row in enumerate(json.loads(file.read_text("utf-8"))):
-        prompt, answer = row["conversations"][-1]["value"][:LONGEST], shortened(row["chosen"]["value"])
-        if answer is None:
-            continue
-        for rule in RULES:
-            pair = {"prompt": prompt, "chosen": answer, "rejected": worse(answer, rule, random.Random(number)), "rule": rule}
-            if pair["chosen"] != pair["rejected"]:
-                (held if number % 5 == 0 else learnt).append(pair)
+        prompt, source = row["conversations"][-1]["value"][:LONGEST], random.Random(number)
+        for answer in pieces(row["chosen"]["value"]):
+            for rule in RULES:
+                pair = {"prompt": prompt, "chosen": answer, "rejected": worse(answer, rule, source), "rule": rule}
+                if pair["chosen"] != pair["rejected"]:
+                    (held if number % 5 == 0 else learnt).append(pair)
     return learnt, held
 
 
@@ -78,12 +78,12 @@ def learn(folder: Path, seed: int, steps: int | None = None) -> dict[str, float]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pairs.json").write_text(json.dumps(learnt))
     train: dict[str, Any] = {"batch_size": 16, "learning_rate": 3e-4, "seed": seed, "log_every": 10}
-    train |= {"max_steps": steps} if steps else {"epochs": 3}
+    train |= {"max_steps": steps} if steps else {"epochs": 2}
     recipe = {
         "model": "tiny",
         "stage": {"type": "rm", "centering": 0.01},
         "method": "full",
-        "data": {"train": [str(folder / "pairs.json")], "max_length": 384},
+        "data": {"train": [str(folder / "pairs.json")], "max_length": 256},
         "train": train,
         "output": str(folder / "runs"),
         "report_to": [],

@@ -19,7 +19,7 @@ COMMANDS = {
     "stop",
     "show",
     "logs",
-    "chat",
+    "chat", "classify",
     "compare",
     "env",
     "login",

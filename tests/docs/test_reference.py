@@ -52,7 +52,7 @@ def test_every_field_has_a_row():
 
 def test_values_are_told_from_kinds_of_values():
     page = pages.recipe_reference(pages.chinese)
-    assert "`prompt` · `text`<br>" in page  # a format called text …
+    assert "`classification` · `text`<br>" in page  # a format called text …
     assert "| `path` | 文字<br>" in page  # … and a field that takes text
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
 
 import luthier
+from luthier.cli.app import run as main
 from luthier.errors import Stopped, UserError
 from luthier.models.adapters.format import is_adapter
 from luthier.models.scoring import Classifier
@@ -159,3 +160,21 @@ def test_labels_that_do_not_fit_are_named_with_their_line(
     (tmp_path / "rows.json").write_text(json.dumps([{"text": "a plum", "label": label}] * 3))
     with pytest.raises(UserError, match=message):
         luthier.train(space.recipe, progress=False)
+
+
+def test_a_file_is_labelled_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = luthier.train(space_of(tmp_path, "head").recipe, progress=False)
+    Path("letters.csv").write_text("number,body\n1,I see apple\n2,I see owl and owl\n")
+    assert main(["classify", "first", "letters.csv", "--column", "body", "--out", "said.jsonl"]) == 0
+    said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    classifier = luthier.load(run)
+    assert isinstance(classifier, Classifier)
+    expected = classifier.predict(["I see apple", "I see owl and owl"])
+    assert [row["label"] for row in said] == [each.label for each in expected]
+    assert [row["number"] for row in said] == ["1", "2"]
+    assert said[0]["scores"] == pytest.approx(expected[0].scores, abs=1e-5)
+    assert main(["classify", "first", "letters.csv"]) == 2
+    assert "no text in `text`" in capsys.readouterr().err
+    assert main(["chat", "first", "--prompt", "Hello"]) == 2
+    assert "scores texts and writes none" in capsys.readouterr().err

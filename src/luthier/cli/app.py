@@ -25,6 +25,7 @@ from luthier import __version__
 from luthier.cli.adapters import adapters_app
 from luthier.cli.adapters_import import import_
 from luthier.cli.chat import chat, compare
+from luthier.cli.classify import classify
 from luthier.cli.data import data_app
 from luthier.cli.env import env
 from luthier.cli.export import export_app
@@ -76,6 +77,7 @@ app.command()(show)
 app.command()(logs)
 app.command()(chat)
 app.command()(compare)
+app.command()(classify)
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")

@@ -61,7 +61,7 @@ class Format(Protocol):
 
 
 _TELLING = (messages, sharegpt, xtuner, moss, oasst, oasst_pairs, seed_tasks, openai_dpo, hh_rlhf, kto, dolly, samsum, grammar)
-_GENERAL = (alpaca, preference, prompt_completion, qa, guanaco, human_text, llama2_text, prompt, text, classification)
+_GENERAL = (alpaca, preference, prompt_completion, qa, guanaco, human_text, llama2_text, prompt, classification, text)
 
 FORMATS: dict[str, Format] = {module.NAME: module for module in (*_TELLING, *_GENERAL)}
 """Every format by name, in the order in which they are tried."""

@@ -35,6 +35,7 @@ FormatName = Literal[
     "human_text",
     "llama2_text",
     "prompt",
+    "classification",
     "text",
 ]
 """`auto`, or the name of a format."""
