@@ -62,6 +62,7 @@ class ConsoleCallback(Callback):
         """Name the run and open the bar."""
         self._close()
         self._info, self._pace, self._began = info, lines.Pace(info), time.monotonic()
+        self._losses, self._last, self._best = [], None, None  # of a stage before, which was another run
         self._say(lines.start(info))
         if self._live:
             progress = self._bar()
