@@ -2,9 +2,9 @@
 
     python recipes/tiny/rlhf.py recipes/tiny
 
-Writes `rlhf_text.txt` (a line is a document), `rlhf_talk.jsonl` and `rlhf_pairs.jsonl`. Half of the answers in the talk are the bare number, half
-say the whole sum; in the pairs the whole sum is always the better answer. So a reward model has something to learn that it can see, and
-reinforcement something to gain. No sum that is held out in `sums_heldout.jsonl` is here.
+Writes `rlhf_text.txt` (a line is a document), `rlhf_talk.jsonl` and `rlhf_pairs.jsonl`. Half of the answers in the talk are the bare
+number, half say the whole sum; in the pairs the whole sum is always the better answer. So a reward model has something to learn that it
+can see, and reinforcement something to gain. No sum that is held out in `sums_heldout.jsonl` is here.
 """
 
 from __future__ import annotations
