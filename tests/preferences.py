@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,9 +79,9 @@ class Fixed:
         return score(self.policy, batch, packing=packing).logprob
 
 
-def beside(family: str, *, distance: float = 0.01) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """A policy and the reference that it came from."""
-    policy, reference = build(family), build(family)
+def beside(family: str, *, distance: float = 0.01, **changes: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A policy and the reference that it came from; `changes` overwrite fields of their config."""
+    policy, reference = build(family, **changes), build(family, **changes)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():

@@ -1,4 +1,4 @@
-"""Stages that learn from pairs, end to end: they begin at the reference, resume to the bit, and their reference costs what it says."""
+"""Stages that learn from pairs and opinions, end to end: they begin at the reference, resume to the bit, load elsewhere."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import luthier
-from luthier.errors import Stopped
+from luthier.errors import Stopped, UserError
+from luthier.models.adapters.format import is_adapter
+from luthier.models.hub import fetch
 from luthier.runs.records import Callback, StepRecord
-from tests.workspace import Workspace, weights_of
+from tests.workspace import Workspace, small_model, weights_of
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora", "rank": 4},
@@ -25,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def space_of(folder: Path, method: str = "lora", stage: Any = "dpo", **sections: Any) -> Workspace:
+def space_of(folder: Path, method: Any = "lora", stage: Any = "dpo", **sections: Any) -> Workspace:
     """Twelve pairs: the better answer counts, the worse one repeats itself."""
     rows = [
         {
@@ -37,7 +43,8 @@ def space_of(folder: Path, method: str = "lora", stage: Any = "dpo", **sections:
     ]
     model = {"path": "model"} | ({"quantization": {"bits": 4}} if method == "loftq" else {})
     train = {"epochs": 3, "batch_size": 4, "learning_rate": 3e-3, "micro_batch_tokens": 128}
-    space = Workspace.make(folder, model=model, stage=stage, method=METHODS[method], **{"train": train} | sections)
+    defaults = {"model": model, "method": METHODS[method] if isinstance(method, str) else method, "train": train}
+    space = Workspace.make(folder, stage=stage, **defaults | sections)
     (folder / "rows.json").write_text(json.dumps(rows))
     return space
 
@@ -119,3 +126,119 @@ def test_orpo_needs_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first, *_, last = steps(luthier.train(space_of(tmp_path, stage="orpo").recipe, progress=False))
     assert last["loss"] < first["loss"]
     assert last["margin"] > first["margin"]
+
+
+def test_a_batch_of_one_opinion_is_refused(tmp_path: Path) -> None:
+    space = space_of(tmp_path, stage="kto", train={"batch_size": 1})
+    with pytest.raises(UserError, match=r"`train.batch_size` must be above 1 for stage `kto`"):
+        luthier.train(space.recipe, progress=False)
+
+
+WRONG = {
+    "stage.label_smoothing": {"type": "dpo", "loss": "hinge", "label_smoothing": 0.1},
+    "exo_pair": {"type": "dpo", "loss": "exo_pair"},
+    "stage.divergence": {"type": "dpo", "loss": {"sigmoid": 1.0, "nca_pair": 1.0}, "divergence": "js"},
+    "stage.loss": {"type": "dpo", "loss": {}},
+}
+
+
+@pytest.mark.parametrize("named", WRONG)
+def test_a_setting_without_a_meaning_is_refused(tmp_path: Path, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        luthier.train(space_of(tmp_path, stage=WRONG[named]).recipe, progress=False)
+
+
+STAGES: dict[str, Any] = {
+    "dpo": "dpo",
+    "aot": {"type": "dpo", "loss": "aot_unpaired"},
+    "orpo": "orpo",
+    "simpo": "simpo",
+    "cpo": "cpo",
+    "kto": "kto",
+    "bco": "bco",
+}
+TABLE: dict[str, dict[str, Any]] = {
+    "full": {"method": {"type": "full"}},
+    "freeze": {"method": {"type": "freeze", "layers": 1}},
+    "lora": {"method": {"type": "lora", "rank": 4}},
+    "qlora": {"method": {"type": "lora", "rank": 4}, "model": {"path": "tiny", "quantization": {"bits": 4}}},
+}
+QUICK = (("kto", "lora"),)
+
+
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in ((s, m) for s in STAGES for m in TABLE)],
+)
+def test_each_stage_with_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, method: str) -> None:
+    """Three steps with the embedded model, the last two once more from a checkpoint, and the product in plain transformers and PEFT."""
+    monkeypatch.chdir(tmp_path)
+    train = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_tokens": 256}
+    sections = {"model": {"path": "tiny"}, "train": train, "checkpoint": {"every": 1}} | TABLE[method]
+    space = space_of(tmp_path, stage=STAGES[stage], **sections)
+    run = luthier.train(space.recipe, progress=False)
+    with pytest.raises(Stopped):
+        luthier.train(space.recipe, name="broken", callbacks=(StopAt(1),), progress=False)
+    resumed = luthier.resume("broken", progress=False)
+    assert [record["loss"] for record in steps(resumed)] == [record["loss"] for record in steps(run)]
+    expected, found = weights_of(run.path / "final"), weights_of(resumed.path / "final")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert is_adapter(run.path / "final") == ("lora" in method)
+    plain = AutoModelForCausalLM.from_pretrained(fetch("tiny") if "lora" in method else run.path / "final", dtype=torch.float32)
+    if "lora" in method:
+        plain = peft.PeftModel.from_pretrained(plain, run.path / "final")
+    held = {name.replace(".default.", "."): value for name, value in plain.state_dict().items()}
+    assert all(torch.equal(value.float(), held[name]) for name, value in expected.items())
+
+
+MEMORY = """
+import sys
+import torch
+import luthier
+from luthier.engine.verdict import peak_memory
+luthier.train(sys.argv[1], overrides=sys.argv[2:], progress=False)
+print(peak_memory(torch.device("cpu")))
+"""
+
+
+@pytest.mark.slow
+def test_a_reference_of_an_adapter_costs_no_second_model(tmp_path: Path) -> None:
+    """Peak memory of whole processes: ORPO, which has no reference, beside DPO; of whole weights the reference is one copy."""
+    space = space_of(tmp_path, train={"max_steps": 2, "batch_size": 2, "micro_batch_tokens": 128})
+    small_model(tmp_path / "large", hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
+    weights = sum(file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors"))
+
+    def peak(name: str, *changes: str) -> int:
+        command = [sys.executable, "-c", MEMORY, str(space.recipe), f"name={name}", "model.path=large", *changes]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return int(done.stdout.splitlines()[-1])
+
+    alone, beside = peak("alone", "stage=orpo"), peak("beside", "stage=dpo")
+    assert beside - alone < 0.15 * weights
+    whole, copied = (peak(f"whole-{stage}", f"stage={stage}", "method=full") for stage in ("orpo", "dpo"))
+    assert 0.8 * weights < copied - whole < 1.2 * weights
+
+
+FULL_LOGITS = """
+import torch
+from luthier.engine.verdict import peak_memory
+from luthier.objectives import objective_of
+from luthier.recipe.schema import BCO, CPO, DPO, KTO, ORPO, SimPO
+from tests.preferences import beside, drawn_of, learnt, pairs
+
+models = beside("llama", vocab_size=128_000)
+rows = pairs([16] * 4, [240] * 4, [240] * 4)
+learnt(*models, objective_of(DPO()), drawn_of(rows[:2], paired=True))
+before = peak_memory(torch.device("cpu"))
+for stage in (DPO(), DPO(loss="aot"), ORPO(), SimPO(), CPO(), KTO(), BCO()):
+    learnt(*models, objective_of(stage), drawn_of(rows, paired=not isinstance(stage, KTO | BCO)))
+print(peak_memory(torch.device("cpu")) - before)
+"""
+
+
+@pytest.mark.slow
+def test_no_stage_holds_all_logits(root: Path) -> None:
+    """1,920 answers' tokens of a vocabulary of 128,000 would be 983 MB of logits; nothing near that is ever held."""
+    done = subprocess.run([sys.executable, "-c", FULL_LOGITS], cwd=root, capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) < 0.4 * 8 * 240 * 128_000 * 4
