@@ -204,7 +204,7 @@ print(peak_memory(torch.device("cpu")))
 
 @pytest.mark.slow
 def test_a_reference_of_an_adapter_costs_no_second_model(tmp_path: Path) -> None:
-    """Peak memory of whole processes: ORPO, which has no reference, beside DPO; of whole weights the reference is one copy."""
+    """Peak memory of whole processes: ORPO, which has no reference, beside DPO."""
     space = space_of(tmp_path, train={"max_steps": 2, "batch_size": 2, "micro_batch_tokens": 128})
     small_model(tmp_path / "large", hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
     weights = sum(file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors"))
@@ -216,8 +216,6 @@ def test_a_reference_of_an_adapter_costs_no_second_model(tmp_path: Path) -> None
 
     alone, beside = peak("alone", "stage=orpo"), peak("beside", "stage=dpo")
     assert beside - alone < 0.15 * weights
-    whole, copied = (peak(f"whole-{stage}", f"stage={stage}", "method=full") for stage in ("orpo", "dpo"))
-    assert 0.8 * weights < copied - whole < 1.2 * weights
 
 
 FULL_LOGITS = """
