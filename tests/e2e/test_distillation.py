@@ -74,3 +74,19 @@ def test_a_teacher_of_other_tokens_is_refused(space: Workspace) -> None:
     (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="another tokenizer"):
         luthier.train(space.recipe, progress=False)
+
+
+def test_own_answers_are_learnt_from_and_resume_to_the_bit(space: Workspace) -> None:
+    own = ["stage.on_policy=0.5", "stage.max_new_tokens=12", "stage.loss=reverse", "train.epochs=4"]
+    straight = luthier.train(space.recipe, overrides=own, progress=False)
+    tokens = [record["tokens"] for record in steps(straight)]
+    plain = luthier.train(space.recipe, overrides=[*own, "stage.on_policy=0"], name="plain", progress=False)
+    differ = [ours != theirs["tokens"] for ours, theirs in zip(tokens, steps(plain), strict=True)]
+    assert 0.2 < sum(differ) / len(differ) < 0.8
+    evaluated = [record["eval_divergence"] for record in straight.metrics() if "eval_divergence" in record]
+    assert evaluated[-1] < evaluated[0]
+    with pytest.raises(Stopped):
+        luthier.train(space.recipe, overrides=own, name="broken", callbacks=(StopAtThree(),), progress=False)
+    resumed = luthier.resume("broken", progress=False)
+    expected, found = weights_of(straight.path / "final"), weights_of(resumed.path / "final")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

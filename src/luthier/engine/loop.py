@@ -29,6 +29,7 @@ from luthier.data.units import Units
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.diagnose import name_bad_rows
 from luthier.engine.evaluate import Measured, evaluate
+from luthier.engine.on_policy import OwnAnswers
 from luthier.engine.optim import Optimizer, learning_rate
 from luthier.engine.parallel import World
 from luthier.engine.passes import batches_of_passes, denominators_of, looked_at, scored
@@ -82,7 +83,7 @@ class Job:
     plan: Plan
     policy: Policy
     objective: Objective
-    batches: Batches | Rollouts
+    batches: Batches | OwnAnswers | Rollouts
     store: TokenStore
     validation: Units | None
     optimizer: Optimizer

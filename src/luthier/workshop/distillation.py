@@ -1,9 +1,16 @@
-"""The teacher of a distillation, found, checked and loaded."""
+"""The teacher of a distillation, found, checked and loaded; and the student's own answers, where the stage asks for them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from luthier.data.loader import Batches
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
+from luthier.engine.on_policy import OwnAnswers
+from luthier.engine.parallel import World
 from luthier.errors import UserError
+from luthier.generation.bulk import Written, write_answers
+from luthier.generation.chat import ChatModel
 from luthier.models.hub import fetch
 from luthier.models.loading import load_model
 from luthier.models.methods import load_adapter
@@ -36,3 +43,16 @@ def teach(recipe: Recipe, policy: Policy, tokenizer: Tokenizer) -> None:
     if stage.teacher.adapter:
         load_adapter(model, fetch(stage.teacher.adapter, hub=section.hub))
     policy.teacher = FrozenTeacher(model, kind=stage.loss, beta=stage.beta, temperature=stage.temperature)
+
+
+def own_answers(recipe: Recipe, data: Batches, policy: Policy, chat: ChatModel, world: World) -> OwnAnswers:
+    """What an on-policy distillation learns from: the data, and in some steps the policy's own answers."""
+    stage = recipe.stage
+    assert isinstance(stage, Distillation)
+    seed = recipe.train.seed
+    settings = chat.decoding(max_new_tokens=stage.max_new_tokens, seed=seed, temperature=stage.sampling_temperature)
+
+    def write(prompts: Sequence[Sequence[int]], first: int) -> list[Written]:
+        return write_answers(policy.model, chat.tokenizer, prompts, settings, first=first)
+
+    return OwnAnswers(data, stage.on_policy, seed, write, world)

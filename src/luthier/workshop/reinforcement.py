@@ -21,7 +21,7 @@ from luthier.generation.sampling import Decoding
 from luthier.models.critic import ValueCritic
 from luthier.models.policy import Policy
 from luthier.objectives.rewards import digest_of, judge_of
-from luthier.recipe.schema import GRPO, PPO, Recipe
+from luthier.recipe.schema import GRPO, PPO, Distillation, Recipe
 from luthier.workshop.watching import Watchers
 
 
@@ -62,7 +62,9 @@ def steps_each(recipe: Recipe) -> int:
 
 def answer_room(recipe: Recipe) -> int:
     """Most tokens that an answer adds to a row of the data."""
-    return recipe.stage.max_new_tokens if isinstance(recipe.stage, GRPO | PPO) else 0
+    stage = recipe.stage
+    writes = isinstance(stage, GRPO | PPO) or (isinstance(stage, Distillation) and stage.on_policy > 0)
+    return stage.max_new_tokens if writes else 0  # type: ignore[union-attr]
 
 
 def keeps_distance(recipe: Recipe) -> bool:

@@ -23,6 +23,7 @@ from luthier.data.report import DataReport
 from luthier.data.stream_batches import StreamBatches
 from luthier.engine.checkpoint import Checkpoints, Saved, publish_final, read_state
 from luthier.engine.loop import Job, ended_early, run
+from luthier.engine.on_policy import OwnAnswers
 from luthier.engine.parallel import World, start_world
 from luthier.engine.plan import Plan
 from luthier.engine.precomputed import precomputed, reference_key
@@ -42,8 +43,9 @@ from luthier.runs.reader import RunReader
 from luthier.runs.records import Callback, StartInfo
 from luthier.runs.writer import RunWriter
 from luthier.workshop.assembly import Assembled, assemble
+from luthier.workshop.distillation import own_answers
 from luthier.workshop.pipeline import Start, execute, new_pipeline, old_pipeline
-from luthier.workshop.reinforcement import learns_from_itself, rollouts_of
+from luthier.workshop.reinforcement import answer_room, learns_from_itself, rollouts_of
 from luthier.workshop.run import Run
 from luthier.workshop.watching import Watchers
 
@@ -283,12 +285,14 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
             raise _complete(folder, state.step)
     if parts.reference is not None:
         _precompute(recipe, parts, plan, world, watchers)
-    batches: Batches | Rollouts = parts.batches
-    if learns_from_itself(recipe):
-        chat = ChatModel(parts.policy.model, parts.tokenizer, parts.template)
+    batches: Batches | OwnAnswers | Rollouts = parts.batches
+    chat = ChatModel(parts.policy.model, parts.tokenizer, parts.template) if answer_room(recipe) else None
+    if chat and learns_from_itself(recipe):
         batches = rollouts_of(recipe, parts.batches, parts.policy, chat, parts.reference, plan, world, watchers)
         if saved:
             batches.load(saved.state["cursor"], saved.tensors)
+    elif chat:
+        batches = own_answers(recipe, parts.batches, parts.policy, chat, world)
     return Job(
         recipe=recipe,
         plan=plan,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.recipe.sections.base import Section, Share
+from luthier.recipe.sections.base import Positive, Section, Share
 from luthier.recipe.sections.model import Quantization
 
 
@@ -44,3 +44,9 @@ class Distillation(Section):
     """Softens both distributions; above 1 the unlikely tokens count for more."""
     sft_weight: Share = 0.0
     """Share of the likelihood of the data itself in the loss; the rest is the distance from the teacher."""
+    on_policy: Share = 0.0
+    """Share of the steps in which the student writes the answers anew, and learns what the teacher would have said in its place (GKD)."""
+    max_new_tokens: Positive = 256
+    """Longest answer of the student in tokens, beside its prompt."""
+    sampling_temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of the student's own answers."""
