@@ -15,6 +15,7 @@ from luthier.errors import UserError
 from luthier.recipe import shipped
 from luthier.recipe.help import fields, json_schema
 from luthier.recipe.load import load_recipe
+from luthier.recipe.pipeline import is_pipeline, load_pipeline
 from luthier.recipe.shipped import copy_shipped, find_shipped, first_comment, shipped_recipes, summary
 
 RECIPE = """\
@@ -40,13 +41,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_recipes_of_the_checkout_are_found_and_valid(root: Path) -> None:
     for name, path in shipped_recipes().items():
         assert path.is_relative_to(root / "recipes")
-        load_recipe(path)
+        assert load_pipeline(path).parts if is_pipeline(path) else load_recipe(path)
         assert len(first_comment(path)) >= 2, f"{name} should open with its command, what it needs and what it gives"
         assert summary(path)
 
 
 def test_a_shipped_recipe_is_loaded_by_its_name(folder: Path) -> None:
     assert load_recipe("one/first").data.train[0].path == str(folder / "one/data/a.json")
+
+
+def test_a_copy_of_several_stages_finds_the_data_of_each(tmp_path: Path) -> None:
+    copy = load_pipeline(copy_shipped("tiny/rlhf", tmp_path / "mine.yaml"))
+    assert all(Path(str(source.path)).is_file() for part in copy.parts for source in part.recipe.data.train)
 
 
 def test_unknown_names_get_the_nearest(folder: Path) -> None:
@@ -94,6 +100,8 @@ def test_the_json_schema_knows_the_short_forms() -> None:
     for several in (rewards, rewards[0]["items"]["anyOf"]):
         assert "exact_match" in next(part["enum"] for part in several if "enum" in part)
     assert schema["properties"]["data"]["description"] == "What is learnt from."
+    assert "from" in schema["properties"]["stages"]["items"]["properties"]
+    assert {"required": ["stages"]} in schema["anyOf"]
     assert schema["$defs"]["LoRA"]["properties"]["rank"]["description"] == "Inner dimension of the adapters."
 
 

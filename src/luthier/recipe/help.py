@@ -147,7 +147,20 @@ def json_schema() -> dict[str, Any]:
             ]
             several = {**rewards, "items": _or(rewards["items"], *short)}
             part["properties"]["rewards"] = _or(several, rewards["items"], *short)
+    _with_stages(schema)
     return schema
+
+
+def _with_stages(schema: dict[str, Any]) -> None:
+    """Let a recipe list stages, of which each may bring what the recipe itself leaves out."""
+    text = {"type": "string"}
+    own = {"name": {**text, "description": "Name of the stage and of its run."}}
+    own["from"] = {**text, "description": "The stage whose product it starts with; `base` for the recipe's model."}
+    entry = {"type": "object", "properties": {**schema["properties"], **own}, "additionalProperties": False}
+    about = "Stages that feed each other, each a recipe laid over this one."
+    schema["properties"]["stages"] = {"type": "array", "items": entry, "minItems": 1, "description": about}
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["stages"]}]
+    schema["$defs"]["Data"].pop("required")
 
 
 def _or(schema: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def absolute_paths(value: Any, base: Path, key: Key = ()) -> Any:
     if not isinstance(value, str) or not value:
         return value
     names = tuple(part for part in key if isinstance(part, str))
+    names = names[1:] if names[:1] == ("stages",) else names  # a stage of a pipeline is a recipe of its own
     if names in _FILES and (is_address(value) or (is_hub_id(value) and not (base / value).exists())):
         return value
     if names in _FILES or (names == _TEMPLATE and value.endswith(".jinja")):
