@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -240,3 +241,18 @@ def test_no_stage_holds_all_logits(root: Path) -> None:
     """1,920 answers' tokens of a vocabulary of 128,000 would be 983 MB of logits; nothing near that is ever held."""
     done = subprocess.run([sys.executable, "-c", FULL_LOGITS], cwd=root, capture_output=True, text=True, check=True)
     assert int(done.stdout.splitlines()[-1]) < 0.4 * 8 * 240 * 128_000 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+def test_margins_of_unseen_examples_move(
+    root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, seed: int
+) -> None:
+    """The embedded model on real answers of other models; figures in benchmarks/LOG.md."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    learning = importlib.import_module("preference_learning")
+    found = learning.learn(tmp_path, stage, seed)
+    assert found["margin"] > 0.05
+    assert found["loss"] < learning.START[stage] - 0.01
+    assert found["accuracy"] > 0.5

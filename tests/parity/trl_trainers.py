@@ -80,11 +80,11 @@ def dpo_trainer(model: PreTrainedModel, reference: PreTrainedModel, rows: Sequen
 def kto_trainer(
     model: PreTrainedModel, reference: PreTrainedModel, rows: Sequence[Row], folder: Path, **options: Any
 ) -> KTOTrainer:
-    """TRL's trainer for opinions; each prompt is mismatched with the answer to the one before, as TRL does."""
-    answers = [answer for _, answer, _ in rows]
+    """TRL's trainer for opinions, given the answer of the example half a batch away for its estimate of the KL divergence."""
+    answers, away = [answer for _, answer, _ in rows], (len(rows) + 1) // 2
     data = [
         {"prompt_ids": prompt, "completion_ids": answer, "KL_completion_ids": other, "label": bool(label)}
-        for (prompt, answer, label), other in zip(rows, [answers[-1], *answers[:-1]], strict=True)
+        for (prompt, answer, label), other in zip(rows, [*answers[away:], *answers[:away]], strict=True)
     ]
     args = KTOConfig(**_settings(folder, len(data)), **options)
     return _KTO(

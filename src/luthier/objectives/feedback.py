@@ -53,7 +53,7 @@ class Distance:
     stage: KTO
 
     def drawn(self, drawn: Drawn) -> Drawn:
-        """Each prompt with the answer to the one before."""
+        """Each prompt with the answer to another one."""
         if self.stage.loss == "kto":
             return mismatched(drawn)
         return drawn._replace(segments=drawn.segments[:0], groups=drawn.groups[:0])
