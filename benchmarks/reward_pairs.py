@@ -3,11 +3,11 @@
     python benchmarks/reward_pairs.py --seeds 0 1 2
 
 The better answers are pieces of the real one: whole sentences in a row, at least two, up to 240 characters, the first three such
-pieces. The worse one is made of each by three rules:
+pieces; of the prompt the first 80 characters are kept. The worse one is made of each by three rules:
 
 * `shuffled`: its words in another order;
 * `cut`: its first six tenths, counted in words;
-* `repeated`: its first sentence again and again, up to the same length.
+* `repeated`: its first six words again and again, up to the same length.
 
 A fifth of the prompts, with all their pairs, is held out. Printed are the share of held-out pairs of which the better answer has the
 larger reward, for each rule and over all, and the CPU time of the training.
@@ -26,7 +26,7 @@ from typing import Any
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/llamafactory/dpo_en_demo.json"
 RULES = ("shuffled", "cut", "repeated")
-LONGEST, PIECES = 240, 3
+LONGEST, PIECES, ASKED = 240, 3, 80
 Pair = dict[str, str]
 
 
@@ -37,8 +37,7 @@ def worse(answer: str, rule: str, source: random.Random) -> str:
         return " ".join(source.sample(words, len(words)))
     if rule == "cut":
         return " ".join(words[: max(1, len(words) * 6 // 10)])
-    first = sentences(answer)[0]
-    return " ".join([first] * max(2, len(answer) // len(first)))
+    return " ".join(words[:6] * (len(words) // 6 + 1))[: len(answer)]
 
 
 def sentences(text: str) -> list[str]:
@@ -61,7 +60,7 @@ def pairs(file: Path = DATA) -> tuple[list[Pair], list[Pair]]:
     learnt: list[Pair] = []
     held: list[Pair] = []
     for number, row in enumerate(json.loads(file.read_text("utf-8"))):
-        prompt, source = row["conversations"][-1]["value"][:LONGEST], random.Random(number)
+        prompt, source = row["conversations"][-1]["value"][:ASKED], random.Random(number)
         for answer in pieces(row["chosen"]["value"]):
             for rule in RULES:
                 pair = {"prompt": prompt, "chosen": answer, "rejected": worse(answer, rule, source), "rule": rule}
@@ -77,7 +76,7 @@ def learn(folder: Path, seed: int, steps: int | None = None) -> dict[str, float]
     learnt, held = pairs()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pairs.json").write_text(json.dumps(learnt))
-    train: dict[str, Any] = {"batch_size": 16, "learning_rate": 3e-4, "seed": seed, "log_every": 10}
+    train: dict[str, Any] = {"batch_size": 16, "learning_rate": 5e-4, "seed": seed, "log_every": 10}
     train |= {"max_steps": steps} if steps else {"epochs": 2}
     recipe = {
         "model": "tiny",

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import luthier
 from luthier.cli.app import run as main
 from luthier.errors import Stopped, UserError
+from luthier.export.merge import merge
 from luthier.models.adapters.format import is_adapter
 from luthier.models.scoring import Classifier
 from tests.e2e.test_reward_models import StopAt, steps
@@ -160,6 +161,20 @@ def test_labels_that_do_not_fit_are_named_with_their_line(
     (tmp_path / "rows.json").write_text(json.dumps([{"text": "a plum", "label": label}] * 3))
     with pytest.raises(UserError, match=message):
         luthier.train(space.recipe, progress=False)
+
+
+def test_an_adapter_is_merged_into_a_folder_that_predicts_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = luthier.train(space_of(tmp_path, "lora", encoder=True).recipe, progress=False)
+    merged = merge(run.path, tmp_path / "merged")
+    texts = [row["text"] for row in texts_of("single")]
+    tuned, alone = luthier.load(run), luthier.load(merged)
+    assert isinstance(tuned, Classifier)
+    assert isinstance(alone, Classifier)
+    assert alone.labels == tuned.labels
+    for one, other in zip(tuned.predict(texts), alone.predict(texts), strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    assert "AutoModelForSequenceClassification" in (merged / "README.md").read_text()
 
 
 def test_a_file_is_labelled_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -12,12 +12,15 @@ from typing import Any
 import peft
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import luthier
-from luthier.errors import Stopped
+from luthier.errors import Stopped, UserError
 from luthier.models.adapters.format import is_adapter
+from luthier.objectives.rewards import Answer, judge_of
+from luthier.recipe.sections.rewards import Reward
 from luthier.runs.records import Callback, StepRecord
 from tests.workspace import Workspace, weights_of
 
@@ -66,6 +69,31 @@ class StopAt(Callback):
     def on_step(self, step: StepRecord) -> None:
         if step.step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("prompt", "saves no head beside"), ("lora", "has no `score`: it was not trained to score texts")],
+)
+def test_what_has_no_head_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    space, overrides = space_of(tmp_path), [f"method={method}"]
+    if method == "lora":
+        talk = Workspace.make(tmp_path / "talk", rows=4, train={"max_steps": 1})
+        written = luthier.train(talk.recipe, name="writes", progress=False)
+        overrides = [f"model.adapter={written.path / 'final'}"]
+    with pytest.raises(UserError, match=message):
+        luthier.train(space.recipe, overrides=overrides, name="refused", progress=False)
+
+
+def test_a_trained_reward_model_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = luthier.train(space_of(tmp_path, "head", train={"max_steps": 2}).recipe, progress=False)
+    judge = judge_of([TypeAdapter(Reward).validate_python({"type": "model", "path": "first", "weight": 0.5})])
+    question = {"role": "user", "content": "Count to 3."}
+    verdict = judge([Answer((question,), "1, 2, 3")])
+    [alone] = luthier.load(run).score([[question, {"role": "assistant", "content": "1, 2, 3"}]])
+    assert verdict.total == pytest.approx([0.5 * alone])
 
 
 @torch.no_grad()

@@ -49,6 +49,8 @@ from luthier.models.methods import load_adapter
 from luthier.models.policy import save_description, save_model
 from luthier.models.quantize.base import round_weights
 from luthier.models.quantize.scheme import Scheme
+from luthier.models.score_head import is_scorer
+from luthier.models.scoring import scores, scoring_of
 from luthier.models.source import Source, find_source
 from luthier.recipe.schema import PLAIN, LoRA
 
@@ -103,7 +105,7 @@ def merge(
     scheme = _trained_on(source) if onto == "quantised" else None
     wanted = getattr(torch, dtype) if dtype else _own_dtype(source)
     found = None
-    if source.adapter is not None:
+    if source.adapter is not None and not scores(source):
         found = stream(_base(source), source.adapter, dtype=wanted, scheme=scheme, scaling=source.base.rope_scaling)
     model = merged(source, scheme).to(wanted) if found is None else found.model
     if original_names:
@@ -131,7 +133,8 @@ def merged(source: Source, scheme: Scheme | None = None) -> PreTrainedModel:
         scheme: round the base's layers by it first.
     """
     base = source.base.model_copy(update={"quantization": None, "attention": "auto"})
-    model = load_model(base, dtype=torch.float32, device=torch.device("cpu"))
+    scoring = scoring_of(source, load_tokenizer(source.tokenizer)) if scores(source) else None
+    model = load_model(base, dtype=torch.float32, device=torch.device("cpu"), scoring=scoring)
     if scheme is not None:
         round_weights(model, scheme)
     if source.adapter is not None:
@@ -181,7 +184,7 @@ def _base(source: Source) -> Path:
 
 def _own_dtype(source: Source) -> torch.dtype:
     """The type that the base's files are in."""
-    declared = read_config(_base(source)).dtype
+    declared = read_config(_base(source), scoring=scores(source)).dtype
     return declared if isinstance(declared, torch.dtype) else torch.float32
 
 
@@ -189,7 +192,7 @@ def _publish(source: Source, model: PreTrainedModel, out: Path, write: Callable[
     """Write the folder under a temporary name and rename it; `write` writes the model, which may be without weights here."""
     tokenizer = load_tokenizer(source.tokenizer)
     template = _learnt_template(source, tokenizer)
-    if template is not None and model.generation_config is not None:
+    if template is not None and getattr(model, "generation_config", None) is not None:
         # A base model's own ends often lack the template's end of turn, and then a tuned model seems never to stop.
         model.generation_config.eos_token_id = sorted(ChatModel(model, tokenizer, template).stop_ids()) or None
     temporary = temporary_sibling(out)
@@ -234,7 +237,8 @@ def model_card(source: Source, model: PreTrainedModel) -> str:
         parts += [f"stage: {source.recipe.stage.type}", f"method: {source.recipe.method.type}"]
     parts.append(f"parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
     parts.append(f"dtype: {str(model.dtype).removeprefix('torch.')}")
-    header = "library_name: transformers\npipeline_tag: text-generation\ntags: [luthier]"
+    kind, task = ("CausalLM", "text-generation") if not is_scorer(model) else ("SequenceClassification", "text-classification")
+    header = f"library_name: transformers\npipeline_tag: {task}\ntags: [luthier]"
     if from_hub:
         header += f"\nbase_model: {origin}"
     listing = "\n".join(f"- {part}" for part in parts)
@@ -249,9 +253,9 @@ Fine-tuned with Luthier {__version__}; adapters, if any, are merged into the wei
 {listing}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelFor{kind}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+model = AutoModelFor{kind}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 """

@@ -183,7 +183,7 @@ def _reward_model(source: Source, scorer: Scorer, tokenizer: Tokenizer) -> Rewar
 def _loaded(source: Source, device: torch.device | None) -> tuple[Scorer, Tokenizer]:
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(source.tokenizer)
-    scoring = Scoring(_labels(source), tokenizer.pad_id)
+    scoring = scoring_of(source, tokenizer)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = load_model(source.base, dtype=dtype, device=device, scoring=scoring)
     if source.adapter is not None:
@@ -195,6 +195,11 @@ def _loaded(source: Source, device: torch.device | None) -> tuple[Scorer, Tokeni
             hint="Train one with `stage: rm` or `stage: classify`.",
         )
     return Scorer(model.eval()), tokenizer
+
+
+def scoring_of(source: Source, tokenizer: Tokenizer) -> Scoring:
+    """How the model of a source is loaded to score texts."""
+    return Scoring(_labels(source), tokenizer.pad_id)
 
 
 def scores(source: Source) -> bool:

@@ -163,7 +163,7 @@ def _with_head(config: Any, names: tuple[str, ...]) -> None:
     Raises:
         UserError: the method keeps nothing beside its prefix.
     """
-    if not hasattr(config, "modules_to_save"):
+    if config.is_prompt_learning or not hasattr(config, "modules_to_save"):
         raise UserError(
             f"PEFT saves no head beside an adapter of type {config.peft_type.value}", where="method", hint="Use `lora`, or `ia3`."
         )
