@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import luthier
+from luthier.engine.rollout import Rollouts
 from luthier.errors import Stopped, UserError
 from luthier.runs.folder import RunFolder
 from tests.e2e.test_preferences import StopAt, steps
@@ -97,6 +98,27 @@ def test_execution_changes_nothing_but_rounding(tmp_path: Path, change: str) -> 
     names = ("reward", "answer_tokens", "grad_norm", "entropy", "kl", "clip_high")
     for one, two in zip(told(other, *names), told(reference, *names), strict=True):
         assert one == pytest.approx(two, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["grpo", "dapo"])
+def test_answers_that_teach_nothing_are_counted_and_not_run(
+    tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward that half of the prompts all earn: the same losses as when all answers are run, with half of the work."""
+    space = space_of(tmp_path, {"type": "grpo", "variant": variant, "resample": 0, "skip_cut": False, "passes": 2})
+    (tmp_path / "reward.py").write_text(
+        "def vowels(answers):\n"
+        "    return [1.0 if 'please' in each.messages[0]['content'] else len(set(each.text)) / 9 for each in answers]\n"
+    )
+    overrides = ["train.max_steps=2"]
+    spared = luthier.train(space.recipe, overrides=overrides, progress=False)
+    monkeypatch.setattr(Rollouts, "_sorted_out", lambda self, rows: (rows, rows[:0]))
+    whole = luthier.train(space.recipe, overrides=overrides, name="whole", progress=False)
+    names = ("loss", "grad_norm", "tokens", "reward", "equal_groups")
+    for one, two in zip(told(spared, *names), told(whole, *names), strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
+    assert all(record["learnt"] == 1 for record in steps(whole))
+    assert all(0 < record["learnt"] < 1 for record in steps(spared))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luthier.data.batch import Batch, Drawn
 from luthier.objectives import Scores
-from luthier.objectives.grpo import Surrogate, clipped, divergence, log_ratio
+from luthier.objectives.grpo import Surrogate, clipped, divergence, log_ratio, of_what_was_run
 from tests.stores import build_store
 
 OWNER = torch.tensor([0, 0, 0, 2, 2])
@@ -123,3 +123,7 @@ def test_used_once_the_ratio_is_one_and_the_gradient_is_that_of_reinforce(drawn:
     loss.total.backward()
     torch.testing.assert_close(logprob.grad, -batch.columns["advantage"])
     assert loss.metrics["ratio"].item() == len(logprob)
+
+
+def test_metrics_are_of_what_was_run() -> None:
+    assert of_what_was_run({"learnt": 0.25, "ratio": 0.25, "entropy": 0.05}) == {"learnt": 0.25, "ratio": 1.0, "entropy": 0.2}

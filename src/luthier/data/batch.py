@@ -87,6 +87,8 @@ class Drawn(NamedTuple):
         of_tokens: further numbers by name, one for each token of the store [N]; a batch has those of its targets.
         of_segments: the same, one for each of these segments [S].
         told: numbers to report with the step, by name.
+        idle: rows of the store that belong to the batch too, each a unit, but whose share in the loss is known to be 0: they are counted
+            and not run.
     """
 
     store: TokenStore
@@ -96,11 +98,17 @@ class Drawn(NamedTuple):
     of_tokens: Mapping[str, NDArray[Any]] = MappingProxyType({})
     of_segments: Mapping[str, NDArray[Any]] = MappingProxyType({})
     told: Mapping[str, float] = MappingProxyType({})
+    idle: NDArray[np.int64] = np.zeros(0, np.int64)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each segment."""
         return self.store.lengths[self.segments]
+
+    def whole(self) -> Drawn:
+        """The same with the idle rows among the segments: what the step learns from, run or not."""
+        groups = np.concatenate([self.groups, self.idle << 32 | self.idle])
+        return self._replace(segments=np.concatenate([self.segments, self.idle]), groups=groups, idle=self.idle[:0])
 
     def batch(self, places: NDArray[np.integer]) -> Batch:
         """The segments at these places (0…S-1), end to end."""

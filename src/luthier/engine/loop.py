@@ -208,7 +208,8 @@ def _step(job: Job) -> Pending:
     state.step += 1
     if job.allocator is not None:
         job.optimizer.switch_off(job.allocator.choose(state.step))
-    tokens, supervised = int(drawn.lengths.sum()), int(drawn.store.supervised[drawn.segments].sum())
+    whole = drawn.whole()
+    tokens, supervised = int(whole.lengths.sum()), int(drawn.store.supervised[whole.segments].sum())
     return Pending(state.step, update.grad_norm, update.bad, rate, tokens, supervised, drawn, sums, denominators)
 
 

@@ -33,6 +33,7 @@ def batches_of_passes(drawn: Drawn, micro_batch_tokens: int, world: World) -> It
 
 def denominators_of(objective: Objective, drawn: Drawn) -> NDArray[np.float64]:
     """What the sums of this global batch are divided by, as shares of its sources; known before the first backward pass, on every rank."""
+    drawn = drawn.whole() if len(drawn.idle) else drawn
     store, kind, segments = drawn.store, objective.denominator, drawn.segments
     count, first = len(store.header.sources), slice(None)
     if kind == "tokens":

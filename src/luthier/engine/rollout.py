@@ -79,6 +79,7 @@ class Rollouts:
         estimate: makes columns of it.
         world: the processes; each answers its share of the prompts.
         rewards: what identifies the judge's rewards.
+        spare_idle: answers whose advantage is 0 are counted and not run; right where nothing but the advantage moves the policy.
         note: hears of bad rewards, and of changed ones.
         tell: hears of some answers.
     """
@@ -92,6 +93,7 @@ class Rollouts:
     estimate: Estimate
     world: World
     rewards: str = ""
+    spare_idle: bool = False
     note: Callable[[str], None] = print
     tell: Callable[[SampleRecord], None] | None = None
     _drawn: int = 0  # how many times prompts were drawn
@@ -128,7 +130,18 @@ class Rollouts:
         order = np.argsort(mix64(self.seed, _ORDER, number, turn, np.arange(count, dtype=np.uint64)), kind="stable")
         parts = min(self.stage.mini_batches, count)
         rows = np.sort(np.array_split(order, parts)[part % parts])
-        return Drawn(self._store, rows, rows << 32 | rows, len(rows), self._columns, told=self._told)
+        run, idle = self._sorted_out(rows)
+        return Drawn(self._store, run, run << 32 | run, len(rows), self._columns, told=self._told, idle=idle)
+
+    def _sorted_out(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows that have something to teach, at least one, and the others."""
+        assert self._store is not None
+        if not self.spare_idle:
+            return rows, rows[:0]
+        advantage = np.abs(self._columns["advantage"])
+        telling = np.array([advantage[self._store.offsets[row] : self._store.offsets[row + 1]].any() for row in rows])
+        telling[0] |= not telling.any()
+        return rows[telling], rows[~telling]
 
     def examine(self, store: TokenStore, units: Units) -> Measured:
         """What the policy's likeliest answers to held-out prompts earn; the loss is the mean reward with its sign changed."""

@@ -30,6 +30,7 @@ so how the batch is executed does not matter.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,10 @@ from luthier.recipe.schema import GRPO
 Ratio = Literal["token", "sequence", "trajectory"]
 Aggregate = Literal["sequence", "token", "constant"]
 Estimator = Literal["k1", "k2", "k3"]
+
+
+RUN = "learnt"
+"""Metric: the share of answers (or tokens) that were run, because their advantage is not 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class Surrogate:
         ratio = torch.exp(log_ratio(scores.logprob, old, owner, count, self.ratio))
         advantage = columns["advantage"]
         losses, low, high = clipped(ratio, advantage, self.clip_low, self.clip_high, self.clip_ceiling)
-        metrics = {"ratio": ratio.detach(), "clip_low": low.float(), "clip_high": high.float()}
+        metrics = {RUN: torch.ones_like(losses), "ratio": ratio.detach(), "clip_low": low.float(), "clip_high": high.float()}
         if self.importance_cap is not None:
             weight = torch.exp(old - columns["sampler_logprob"]).clamp(max=self.importance_cap)
             losses = losses * weight
@@ -113,7 +118,7 @@ class Surrogate:
     def metric_names(self, *, entropy: bool) -> tuple[str, ...]:
         """The metrics of this loss, means over answers or over tokens as the loss is."""
         chosen = {"kl": bool(self.beta), "entropy": entropy, "mismatch": self.importance_cap is not None}
-        return ("ratio", "clip_low", "clip_high", *(name for name, told in chosen.items() if told))
+        return (RUN, "ratio", "clip_low", "clip_high", *(name for name, told in chosen.items() if told))
 
 
 def log_ratio(logprob: Tensor, old: Tensor, owner: Tensor, count: int, level: Ratio) -> Tensor:
@@ -174,5 +179,13 @@ def grpo(stage: GRPO) -> Objective:
         kl_weighted=stage.kl_weighted,
         importance_cap=stage.importance_cap,
     )
-    told = surrogate.metric_names(entropy=True)
-    return Objective(stage.variant, surrogate.denominator, surrogate, told, reference=bool(surrogate.beta), entropy=True)
+    names = surrogate.metric_names(entropy=True)
+    return Objective(
+        stage.variant, surrogate.denominator, surrogate, names, reference=bool(surrogate.beta), entropy=True, told=of_what_was_run
+    )
+
+
+def of_what_was_run(means: Mapping[str, float]) -> dict[str, float]:
+    """Means over what was run, from those over the whole batch."""
+    share = means[RUN]
+    return {name: value if name == RUN else value / share for name, value in means.items()}

@@ -123,6 +123,7 @@ def rollouts_of(
         estimate=CriticEstimate(stage, scorer) if isinstance(stage, PPO) else GroupEstimate(stage, scorer),
         world=world,
         rewards=digest_of(stage.rewards),
+        spare_idle=isinstance(stage, GRPO) and not (stage.beta and stage.kl_in == "loss") and not recipe.train.router_aux_loss,
         note=watchers.note,
         tell=watchers.sampled,
     )
