@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from luthier.recipe.load import load_recipe
+from luthier.recipe.pipeline import is_pipeline, load_pipeline
 from luthier.recipe.shipped import shipped_recipes
 from tests.docs.test_reference import COMMANDS
 from tests.repo.pages import blocks
@@ -46,7 +47,8 @@ def test_what_works_has_its_command(page, tmp_path):
         name = next((word for word in words if word in shipped_recipes() or word == "first.yaml"), None)
         if name:
             recipe = tmp_path / name if name == "first.yaml" else name
-            load_recipe(recipe, [word for word in words if "=" in word and not word.startswith("-")])
+            read = load_pipeline if is_pipeline(recipe) else load_recipe
+            read(recipe, [word for word in words if "=" in word and not word.startswith("-")])
 
 
 def test_both_languages_promise_the_same():
