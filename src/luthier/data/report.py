@@ -64,7 +64,8 @@ class Counts:
     def made(self) -> str:
         """What there is to learn, in words."""
         share = self.supervised / self.tokens if self.tokens else 0.0
-        return f"{self.examples:,} examples, {self.segments:,} segments, {self.tokens:,} tokens, {share:.0%} supervised"
+        learnt = f", {share:.0%} supervised" if self.supervised else ""
+        return f"{self.examples:,} examples, {self.segments:,} segments, {self.tokens:,} tokens{learnt}"
 
 
 @dataclass(frozen=True)

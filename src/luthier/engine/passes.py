@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from luthier.data.batch import Batch, Drawn, lay_out
 from luthier.engine.parallel import World
 from luthier.engine.reference import REFERENCE, Reference
+from luthier.errors import UserError
 from luthier.generation.decode import evaluating
 from luthier.models.policy import Policy
 from luthier.models.scorer import Scorer
@@ -63,12 +64,21 @@ def scored(
 
 
 def with_brought(objective: Objective, drawn: Drawn) -> Drawn:
-    """A global batch with the columns that its objective makes of what each segment brought."""
-    if not objective.brings:
-        return drawn
-    brought = [drawn.store.brought(int(row)) for row in drawn.segments]
-    made = {name: np.array([value(each) for each in brought], np.float32) for name, value in objective.brings.items()}
-    return drawn._replace(of_segments={**drawn.of_segments, **made})
+    """A global batch with the columns that its objective makes of what each segment brought.
+
+    Raises:
+        UserError: what a row brought is not what the objective needs; found before, but in a stream.
+    """
+    made: dict[str, NDArray[np.float32]] = {}
+    for name, value in objective.brings.items():
+        found = []
+        for row in map(int, drawn.segments):
+            try:
+                found.append(value(drawn.store.brought(row)))
+            except ValueError as error:
+                raise UserError(str(error), where=drawn.store.origin(row)) from error
+        made[name] = np.array(found, np.float32)
+    return drawn._replace(of_segments={**drawn.of_segments, **made}) if made else drawn
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from luthier.data.problems import RowError
 from luthier.data.store import Header, TokenStore, memory_store
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.errors import UserError
-from luthier.models.adapters.format import WEIGHTS_FILE, load_tensors
+from luthier.models.adapters.format import SCORING, WEIGHTS_FILE, load_tensors, read_settings
 from luthier.models.head import evaluating
 from luthier.models.hub import fetch
 from luthier.models.loading import Scoring, load_model, read_config
@@ -205,7 +205,7 @@ def scoring_of(source: Source, tokenizer: Tokenizer) -> Scoring:
 def scores(source: Source) -> bool:
     """Whether what a source names was trained to score texts."""
     if source.adapter is not None:
-        return Labels.of_adapter(source.adapter) is not None
+        return read_settings(source.adapter).get("task_type") == SCORING
     kinds = json.loads((_folder(source) / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
     return any(str(kind).endswith(KIND) for kind in kinds)
 

@@ -98,7 +98,8 @@ class Objective:
         teacher: it needs the policy's teacher.
         first_look: see the module's text.
         values: it judges by what a scorer says of segments, or of the states before the targets, instead of by log-probabilities.
-        brings: columns of the batch that are made of what segments brought besides tokens: name → the value of one of them.
+        brings: columns of the batch that are made of what segments brought besides tokens: name → the value of one of them, or a
+            `ValueError` that says in a clause what is wrong with it.
         told: what is reported, from the means of `metrics`; for what is no mean of examples, such as F1.
     """
 

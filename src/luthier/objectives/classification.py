@@ -9,24 +9,24 @@ For values z [K] of a text:
 Every example counts the same. Reported are `accuracy` (of `multi`: all labels of a text are right), `f1`, and of regression the mean
 absolute `error`. F1 of a class is 2 TP / (said + true), and `f1` its mean over the classes that were said or true (macro), computed from
 counts over the whole batch or validation set, never as a mean of parts.
+
+The column `labels` of a batch is the class [S], of several labels 0 or 1 for each [S, K], of a regression the number [S].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from luthier.data.batch import Batch
+from luthier.data.labels import LABELS, target_of
 from luthier.objectives.base import Loss, Objective, Scores
 from luthier.recipe.schema import Classification
 
-LABELS = "labels"
-"""What a text brings, and the column of a batch that holds it: [S] the class, [S, K] of several, [S] a number."""
 COUNTS = ("hits", "said", "true")
 """What is counted of each class: said and true, said, true."""
 
@@ -70,16 +70,6 @@ def with_f1(means: Mapping[str, float], *, classes: int) -> dict[str, float]:
     hits, said, true = (counts[begin : begin + classes] for begin in range(0, 3 * classes, classes))
     scores = [2 * hit / (one + other) for hit, one, other in zip(hits, said, true, strict=True) if one + other]
     return {"accuracy": accuracy, "f1": sum(scores) / max(len(scores), 1)}
-
-
-def target_of(stage: Classification) -> Callable[[Mapping[str, Any]], Any]:
-    """What makes the target of a text from what it brought; the stage names its labels."""
-    place = {name: number for number, name in enumerate(stage.labels)}
-    if stage.task == "regression":
-        return lambda brought: float(brought[LABELS][0])
-    if stage.task == "single":
-        return lambda brought: place[brought[LABELS][0]]
-    return lambda brought: [float(name in brought[LABELS]) for name in stage.labels]
 
 
 def classification(stage: Classification) -> Objective:

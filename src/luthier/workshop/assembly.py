@@ -323,6 +323,8 @@ def _introduce(dataset: Dataset, batches: Batches, tokenizer: Tokenizer, watcher
     for segment in np.flatnonzero(store.group == store.group[first])[:2]:
         tokens, weight = store.segment(int(segment))
         shown = coloured(tokenizer, tokens, weight)
-        side = SIDES.get(int(store.label[segment]), "")
-        watchers.note(f"first row ({store.origin(first)}){side}, learnt parts in ⟦ ⟧:")
+        told = SIDES.get(int(store.label[segment]), "")
+        if (labels := store.brought(int(segment)).get("labels")) is not None:
+            told = f", labelled {', '.join(labels) or 'nothing'}"
+        watchers.note(f"first row ({store.origin(first)}){told}, learnt parts in ⟦ ⟧:")
         watchers.note(shown.plain, shown)
