@@ -176,7 +176,7 @@ def _check_stage(chosen: Format, source: Source, stage: str | None) -> None:
         raise UserError(f"holds `{chosen.NAME}` conversations, but stage `pt` reads text", where=title_of(source), hint=hint)
     makes = " or ".join(_PLURALS[kind] for kind in chosen.MAKES)
     what = f"rows of format `{chosen.NAME}` are {makes}, but stage `{stage}` learns from {_PLURALS[WANTED[stage].kind]}"
-    raise UserError(what, where=title_of(source), hint="Use other data, or another stage.")
+    raise UserError(what, where=title_of(source), hint=_taken(WANTED[stage]))
 
 
 def _wanted(examples: Sequence[Example], stage: str | None, *, first: bool) -> Sequence[Example]:
@@ -187,9 +187,16 @@ def _wanted(examples: Sequence[Example], stage: str | None, *, first: bool) -> S
     for example in examples:
         if not isinstance(example, wanted.kinds):
             what = f"the row is {_WORDS[type(example)]}, but stage `{stage}` learns from {_PLURALS[wanted.kind]}"
-            hint = "If that is not what it means, set `columns: {label: ''}`." if isinstance(example, Feedback) else None
+            meant = stage == "sft" and isinstance(example, Feedback)
+            hint = "If that is not what it means, set `columns: {label: ''}`." if meant else _taken(wanted)
             raise UserError(what, where=str(example.origin), hint=hint) if first else RowError(what)
     return [made for example in examples for made in wanted.of(example)]
+
+
+def _taken(wanted: Wanted) -> str:
+    """Which formats hold what a stage learns from."""
+    fitting = [f"`{each.NAME}`" for each in FORMATS.values() if wanted.kind in each.MAKES]
+    return f"Formats that hold {_PLURALS[wanted.kind]}: {', '.join(fitting)}. `luthier data formats` shows them."
 
 
 def check_columns(chosen: Format, source: Source) -> None:

@@ -274,7 +274,7 @@ def find_run(name_or_path: str | Path, output: str | Path = OUTPUT) -> RunFolder
     for path in (Path(output) / name_or_path, Path(name_or_path)):
         if (folder := RunFolder(path)).is_run():
             return folder
-    names = [folder.name for folder in list_runs(output)]
+    names = [str(folder.path.relative_to(output)) for folder in list_runs(output)]
     if not names:
         hint = f"There are no runs in `{output}` yet."
     elif nearest(str(name_or_path), names) or len(names) <= 10:
