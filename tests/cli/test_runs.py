@@ -112,3 +112,15 @@ def test_a_tail_misses_nothing_that_was_written_before_the_end(tmp_path: Path) -
         return text is not None and text != b"three\n"
 
     assert b"".join(tail(path, active)) == b"one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("stage", "hint"),
+    [("sft", "luthier chat 第一次"), ("rm", "type: model, path: 第一次"), ("classify", "luthier classify 第一次")],
+)
+def test_show_says_what_can_be_done_with_what_came_out(
+    runs: Path, capsys: pytest.CaptureFixture[str], stage: str, hint: str
+) -> None:
+    (runs / "第一次" / "recipe.yaml").write_text(f"stage: {{type: {stage}}}\n")
+    assert run(["show", "第一次"]) == 0
+    assert hint in capsys.readouterr().out

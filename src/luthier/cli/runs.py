@@ -67,7 +67,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     print(f"  folder       {folder.path}")
     for sample in _last_answers(samples):
         print(f"  at step {sample['step']}\n    > {sample['prompt']}\n    {sample['answer']}")
-    print(f"  {_next(entry['state'], name)}")
+    print(f"  {_with_scores(name, folder) if entry['state'] == 'done' else _next(entry['state'], name)}")
 
 
 @runs_app.command()
@@ -178,6 +178,19 @@ def _next(state: str, name: str) -> str:
     if state == "done":
         return f"Talk to it with `luthier chat {name}`."
     return f"Carry it on with `luthier resume {name}`."
+
+
+def _with_scores(name: str, folder: RunFolder) -> str:
+    """What one can do with a finished run, which may be a model that scores texts and writes none."""
+    from luthier.recipe.document import read_document
+
+    stage = read_document(folder.recipe).values.get("stage") if folder.recipe.is_file() else None
+    kind = stage.get("type") if isinstance(stage, dict) else stage
+    if kind == "classify":
+        return f"Label texts with `luthier classify {name} FILE`."
+    if kind == "rm":
+        return f"Judge answers with `rewards: {{type: model, path: {name}}}`, or in Python with `luthier.load`."
+    return _next("done", name)
 
 
 def _last_answers(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
