@@ -244,15 +244,15 @@ def test_no_stage_holds_all_logits(root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
 def test_margins_of_unseen_examples_move(
-    root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, seed: int
+    root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    """The embedded model on real answers of other models; figures in benchmarks/LOG.md."""
+    """The embedded model on real answers of other models. A held-out set is small, so three seeds, each with its own, are averaged."""
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     learning = importlib.import_module("preference_learning")
-    found = learning.learn(tmp_path, stage, seed)
-    assert found["margin"] > 0.05
-    assert found["loss"] < learning.START[stage]
-    assert found["accuracy"] > 0.5
+    runs = [learning.learn(tmp_path, stage, seed) for seed in range(3)]
+    loss, accuracy, margin = (sum(run[name] for run in runs) / len(runs) for name in ("loss", "accuracy", "margin"))
+    assert margin > 0.05
+    assert accuracy > 0.55
+    assert loss < learning.START[stage]
