@@ -6,8 +6,8 @@ A token that truncation removed has probability 0 and can never be drawn.
 The number u is not taken from a generator with state. It is a hash of (seed, index of the prompt, position in the answer),
 hence an answer does not depend on which other prompts share its batch, on the order in which they end, or on the device.
 Two batches still round their matrix products differently (about 1e-7 in fp32), so "the same answer" holds as long as u does not fall
-that close to the border between two tokens. (Gumbel noise, one number for each token of the vocabulary, costs seventeen times as much at a
-vocabulary of 4,096: more than half of the time of writing an answer with a small model.)
+that close to the border between two tokens. (Gumbel noise, one number for each token of the vocabulary, costs six to fifteen times as
+much on a CPU: `benchmarks/answers.py`.)
 
 Order of the steps, as in transformers: repetition penalty → temperature → top-k → top-p → min-p.
 """
