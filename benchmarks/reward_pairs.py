@@ -61,8 +61,12 @@ def pairs(file: Path = DATA) -> tuple[list[Pair], list[Pair]]:
     """Pairs to learn from, and pairs of other prompts."""
     learnt: list[Pair] = []
     held: list[Pair] = []
+    asked: set[str] = set()
     for number, row in enumerate(json.loads(file.read_text("utf-8"))):
         prompt, source = row["conversations"][-1]["value"][:ASKED], random.Random(number)
+        if prompt in asked:  # the file asks some things twice
+            continue
+        asked.add(prompt)
         for answer in pieces(row["chosen"]["value"]):
             for rule in RULES:
                 pair = {"prompt": prompt, "chosen": answer, "rejected": worse(answer, rule, source), "rule": rule}

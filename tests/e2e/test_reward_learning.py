@@ -18,7 +18,7 @@ def reward_pairs(root: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> M
 
 def test_pairs_are_made_by_rule_and_held_out_by_prompt(reward_pairs: ModuleType) -> None:
     learnt, held = reward_pairs.pairs()
-    assert (len(learnt), len(held)) == (1189, 261)
+    assert (len(learnt), len(held)) == (1180, 252)
     assert not {pair["chosen"] for pair in learnt} & {pair["chosen"] for pair in held}
     by_rule = {pair["rule"]: pair for pair in reversed(held)}
     assert sorted(by_rule["shuffled"]["rejected"].split()) == sorted(by_rule["shuffled"]["chosen"].split())
