@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +19,7 @@ import luthier
 from luthier.errors import Stopped, UserError
 from luthier.models.adapters.format import is_adapter
 from luthier.models.hub import fetch
-from luthier.runs.records import Callback, StepRecord
+from tests.e2e.interrupted import StopAt, steps
 from tests.workspace import Workspace, small_model, weights_of
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -48,21 +46,6 @@ def space_of(folder: Path, method: Any = "lora", stage: Any = "dpo", **sections:
     space = Workspace.make(folder, stage=stage, **defaults | sections)
     (folder / "rows.json").write_text(json.dumps(rows))
     return space
-
-
-def steps(run: luthier.Run) -> list[dict[str, Any]]:
-    return [record for record in run.metrics() if "loss" in record]
-
-
-class StopAt(Callback):
-    """Interrupts the run after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, step: StepRecord) -> None:
-        if step.step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("method", METHODS)

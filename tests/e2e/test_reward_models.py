@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from luthier.errors import Stopped, UserError
 from luthier.models.adapters.format import is_adapter
 from luthier.objectives.rewards import Answer, judge_of
 from luthier.recipe.sections.rewards import Reward
-from luthier.runs.records import Callback, StepRecord
+from tests.e2e.interrupted import StopAt, steps
 from tests.workspace import Workspace, weights_of
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -54,21 +52,6 @@ def space_of(folder: Path, method: str = "lora", **sections: Any) -> Workspace:
     space = Workspace.make(folder, **given)
     (folder / "rows.json").write_text(json.dumps(rows()))
     return space
-
-
-def steps(run: luthier.Run) -> list[dict[str, Any]]:
-    return [record for record in run.metrics() if "loss" in record]
-
-
-class StopAt(Callback):
-    """Interrupts the run after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, step: StepRecord) -> None:
-        if step.step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

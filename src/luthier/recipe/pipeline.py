@@ -35,11 +35,9 @@ from luthier.recipe.document import Dumper, Key
 from luthier.recipe.explain import Places
 from luthier.recipe.load import Override, lay_over, read_values, validated
 from luthier.recipe.paths import absolute_paths
-from luthier.recipe.schema import Recipe
+from luthier.recipe.schema import SCORING, Recipe
 
 STAGES, BASE, RUN_OF = "stages", "base", "stage:"
-SCORERS = ("rm", "classify")
-"""Stages whose product scores texts and writes none."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _part(recipe: Recipe, before: Part | None, name: str, folder: Path) -> Part:
     trained = before.recipe.method.type
     if trained in ("full", "freeze", "llama_pro"):
         return Part(_on(recipe, path=str(run / "final"), adapter=None), name, merges=False)
-    goes_on = trained == recipe.method.type and before.recipe.stage.type not in SCORERS and recipe.stage.type not in SCORERS
+    goes_on = trained == recipe.method.type and before.recipe.stage.type not in SCORING and recipe.stage.type not in SCORING
     if goes_on:
         base = before.recipe.model
         return Part(_on(recipe, path=base.path, adapter=str(run / "final")), name, merges=False)

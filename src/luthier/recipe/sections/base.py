@@ -22,3 +22,5 @@ class Section(BaseModel):
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Above = Annotated[float, Field(gt=0.0)]

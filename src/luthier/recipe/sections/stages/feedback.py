@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from luthier.recipe.sections.base import Section
-from luthier.recipe.sections.stages.preference import Above, Weight
+from luthier.recipe.sections.base import Above, Section, Weight
 
 
 class KTO(Section):

@@ -6,10 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.recipe.sections.base import Section, Share
+from luthier.recipe.sections.base import Above, Section, Share, Weight
 
-Weight = Annotated[float, Field(ge=0.0)]
-Above = Annotated[float, Field(gt=0.0)]
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 PairLoss = Literal[

@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.recipe.sections.base import Positive, Section, Share
+from luthier.recipe.sections.base import Above, Positive, Section, Share, Weight
 from luthier.recipe.sections.optimizer import Rate
 from luthier.recipe.sections.rewards import Rewards
 
-Weight = Annotated[float, Field(ge=0.0)]
-Above = Annotated[float, Field(gt=0.0)]
 Clip = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 VARIANTS: dict[str, dict[str, Any]] = {

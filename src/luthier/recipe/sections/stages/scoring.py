@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from luthier.recipe.sections.base import Section
-
-Weight = Annotated[float, Field(ge=0.0)]
+from luthier.recipe.sections.base import Section, Weight
 
 
 class Classification(Section):
