@@ -15,7 +15,16 @@ from transformers import (
 )
 
 from luthier import UserError
-from luthier.generation.sampling import Decoding, chance, choose, draw, truncate
+from luthier.generation.choice import Choice, Row
+from luthier.generation.sampling import Decoding, chance, draw, truncate
+
+
+def choose(logits: torch.Tensor, settings: Decoding, places: list[tuple[int, int]], prompts: list[list[int]]) -> torch.Tensor:
+    """The next token of rows that have the same settings."""
+    rows = [Row(prompt, settings, index) for (index, _), prompt in zip(places, prompts or [[]] * len(places), strict=True)]
+    for row, (_, position) in zip(rows, places, strict=True):
+        row.tokens = [0] * position
+    return torch.tensor(Choice(rows, logits.device).choose(logits)[0])
 
 
 def test_cuts_as_transformers_does() -> None:
@@ -78,7 +87,7 @@ def test_what_is_drawn_is_what_is_chosen_with_its_probability(settings: Decoding
 def test_the_border_of_rounding_is_no_token_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.tensor([[0.0, 0.0, -torch.inf], [-torch.inf, 0.0, 0.0]])
     for number, expected in ((0.0, [0, 1]), (1 - 2.0**-53, [1, 2])):
-        monkeypatch.setattr("luthier.generation.sampling.chance", lambda *_, number=number: np.full(2, number))
+        monkeypatch.setattr("luthier.generation.choice.chance", lambda *_, number=number: np.full(2, number))
         assert choose(logits, Decoding(temperature=1), [(0, 0)] * 2, []).tolist() == expected
 
 
