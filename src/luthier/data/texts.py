@@ -90,13 +90,15 @@ def written(
     control: ControlTokens,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
+    **extra: Any,
 ) -> tuple[str, tuple[Place, ...]]:
-    """A conversation up to where the answer begins, and the places in it where control tokens are letters.
+    """A conversation up to where the answer begins, and the places in it where control tokens are letters; `extra` is for the template.
 
     Raises:
         TemplateRefused: see `ChatTemplate.render`.
     """
     if not control.are_in(messages, tools):
-        return template.render(messages, tools, add_generation_prompt=True), ()
-    text, _, letters = control.shown(template.render(control.hidden(messages), control.hidden(tools), add_generation_prompt=True))
+        return template.render(messages, tools, add_generation_prompt=True, **extra), ()
+    hidden = template.render(control.hidden(messages), control.hidden(tools), add_generation_prompt=True, **extra)
+    text, _, letters = control.shown(hidden)
     return text, letters

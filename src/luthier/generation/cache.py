@@ -6,10 +6,13 @@ that the attention mask hides, so that the next token of every row goes to the s
     row 0   . . . a b c d │ next
     row 1   . . . . . x y │ next      mask 0 0 0 0 0 1 1 1,  position of next: 2
 
-Position ids count the tokens of the row itself, never its columns. A learnt prefix (`luthier.models.adapters.prompts`) is the first
-columns of each row, read with its prompt; such prompts are read one by one. Layers with a sliding window keep all their keys here and
-are narrowed by the mask alone: transformers' own sliding cache has one length for all rows, which rows of different length
-do not have.
+Position ids count the tokens of the row itself, never its columns. A learnt prefix (`luthier.models.adapters.prompts`) is the
+first columns of each row, read with its prompt; such prompts are read one by one. Layers with a sliding window keep all their
+keys here and are narrowed by the mask alone: transformers' own sliding cache has one length for all rows, which rows of
+different length do not have.
+
+A prompt of which the beginning was read before (`prefix.py`) gets those columns from there, and only its end is read. Prompts
+that are read together read equally many tokens, so that all ends are aligned: as many as the one with the longest rest needs.
 
 A cache that holds more than keys and values (the states of linear attention or Mamba) cannot be padded. Such models are decoded
 one row at a time (`can_batch`).
@@ -18,7 +21,9 @@ one row at a time (`can_batch`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +32,10 @@ from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from luthier.generation.adapters import Adapter, Adapters, Mix
+from luthier.generation.prefix import Beginning, Layers
 from luthier.models.adapters.prompts import Prompt, prompt_of
-from luthier.models.rope import forget_lengths, growing
+from luthier.models.rope import forget_lengths, growing, steady_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,77 +55,109 @@ class RowCache:
 
     Args:
         model: a causal language model of transformers, in evaluation mode.
+        adapters: those that rows may have.
 
     Attributes:
         batched: whether it can hold more than one row.
+        shares: whether what was read of a text serves every text that begins with it.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, adapters: Adapters | None = None) -> None:
         self.batched = can_batch(model)
-        self._model, self._prefix = model, prompt_of(model)
+        self._model, self._prefix, self._adapters = model, prompt_of(model), adapters
+        self.shares = self.batched and self._prefix is None and math.isinf(steady_length(model.config))
         self._device = model.device
         self._memory: Any = None
         self._columns = 0
         self._growing = growing(model)
         self._padding: list[int] = []  # columns of padding at the left of each row; new tokens do not change it
+        self._mix = Mix(())
         accepted = inspect.signature(model.forward).parameters
         self._memory_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         self._takes_positions = "position_ids" in accepted
         self._takes_last_only = "logits_to_keep" in accepted
 
-    def add(self, prompts: Sequence[Sequence[int]], *, copies: int = 1) -> Tensor:
+    def add(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        copies: int | Sequence[int] = 1,
+        adapters: Sequence[Adapter | None] = (),
+        beginnings: Sequence[Beginning | None] = (),
+    ) -> Tensor:
         """Read new prompts, together, and append their rows.
 
         Args:
             prompts: token ids.
             copies: rows of each prompt, next to each other; it is read once, and what was read is copied.
+            adapters: of each prompt; none by default.
+            beginnings: of each prompt what need not be read, if `shares`; by default all is read.
 
         Returns:
-            The logits of the next token of each row, [len(prompts) · copies, V].
+            The logits of the next token of each row, [rows, V].
         """
         if self._memory is None:
             forget_lengths(self._growing)
+        each = [copies] * len(prompts) if isinstance(copies, int) else list(copies)
         if self._prefix is not None:
-            return torch.cat([self._add_behind(self._prefix, prompt, copies) for prompt in prompts])
-        memory = Cache(layer_class_to_replicate=_Roomy) if self.batched else DynamicCache(config=self._model.config)
+            return torch.cat([self._add_behind(self._prefix, prompt, n) for prompt, n in zip(prompts, each, strict=True)])
+        known = [beginning.length if beginning else 0 for beginning in beginnings] or [0] * len(prompts)
         columns = max(len(prompt) for prompt in prompts)
+        count = max(len(prompt) - length for prompt, length in zip(prompts, known, strict=True))
         padding = [columns - len(prompt) for prompt in prompts]
-        tokens = [[0] * blank + list(prompt) for blank, prompt in zip(padding, prompts, strict=True)]
-        logits = self._forward(torch.tensor(tokens, device=self._device), memory, padding, columns)
-        self._join(memory, padding, columns, copies)
-        return logits.repeat_interleave(copies, 0)
+        tokens = [[0] * (count - len(prompt)) + list(prompt[-count:]) for prompt in prompts]
+        memory = Cache(layer_class_to_replicate=_Roomy) if self.batched else DynamicCache(config=self._model.config)
+        if columns > count:
+            _fill(memory, [(each.kept.layers if each else {}) for each in beginnings], padding, columns - count)
+        mix = Mix(adapters or [None] * len(prompts))
+        logits = self._forward(torch.tensor(tokens, device=self._device), memory, padding, columns, mix)
+        self._join(memory, padding, columns, each, mix)
+        return logits.repeat_interleave(torch.tensor(each, device=logits.device), 0)
 
     def _add_behind(self, prefix: Prompt, prompt: Sequence[int], copies: int) -> Tensor:
         """Read one prompt behind the learnt prefix, and append its rows."""
-        memory, columns = prefix.memory(self._model), prefix.length + len(prompt)
+        memory, columns, mix = prefix.memory(self._model), prefix.length + len(prompt), Mix([None])
         tokens = torch.tensor([list(prompt)], device=self._device)
         embedded = prefix.before(self._model, tokens) if prefix.shape is None else None
-        logits = self._forward(tokens, memory, [0], columns, embedded)
-        self._join(memory, [0], columns, copies)
+        logits = self._forward(tokens, memory, [0], columns, mix, embedded)
+        self._join(memory, [0], columns, [copies], mix)
         return logits.repeat_interleave(copies, 0)
 
     def extend(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Append one token to each row. Returns the logits of the next one, [rows, V]."""
         self._columns += 1
         chosen = torch.as_tensor(tokens, device=self._device)
-        return self._forward(chosen[:, None], self._memory, self._padding, self._columns)
+        return self._forward(chosen[:, None], self._memory, self._padding, self._columns, self._mix)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these, and the columns that only the forgotten ones needed."""
-        if len(rows) == len(self._padding):
+        """Go on with these rows, in this order, and forget the others, and the columns that only those needed. A row may be named twice."""
+        if list(rows) == list(range(len(self._padding))):
             return
         if not rows:
-            self._memory, self._columns, self._padding = None, 0, []
+            self._memory, self._columns, self._padding, self._mix = None, 0, [], Mix(())
             return
         unused = min(self._padding[row] for row in rows)
         self._padding = [self._padding[row] - unused for row in rows]
+        self._mix = Mix([self._mix.rows[row] for row in rows])
         self._columns -= unused
         index = torch.tensor(rows, device=self._device)
-        for layer in _filled(self._memory):
+        for _, layer in _filled(self._memory):
             layer.keys, layer.values = layer.keys[index, :, unused:], layer.values[index, :, unused:]
 
+    def length(self, row: int) -> int:
+        """Tokens of a row that were read."""
+        return self._columns - self._padding[row]
+
+    def copy(self, row: int) -> Layers:
+        """What is remembered of a row."""
+        begin = self._padding[row]
+        return {
+            number: (layer.keys[row, :, begin:].clone(), layer.values[row, :, begin:].clone())
+            for number, layer in _filled(self._memory)
+        }
+
     def _forward(
-        self, tokens: Tensor, memory: Any, padding: Sequence[int], columns: int, embedded: Tensor | None = None
+        self, tokens: Tensor, memory: Any, padding: Sequence[int], columns: int, mix: Mix, embedded: Tensor | None = None
     ) -> Tensor:
         """Run `tokens` [B, n] (or `embedded` [B, n, H]), the last n of `columns`, on top of `memory`. Returns the last logits, [B, V]."""
         place = torch.arange(columns, device=self._device) - torch.tensor(padding, device=self._device)[:, None]
@@ -131,19 +170,23 @@ class RowCache:
             inputs["position_ids"] = place.clamp(min=0)[:, -count:]
         if self._takes_last_only:
             inputs["logits_to_keep"] = 1
-        return self._model(**inputs).logits[:, -1]
+        with self._adapters.answering(mix) if self._adapters else nullcontext():
+            return self._model(**inputs).logits[:, -1]
 
-    def _join(self, memory: Any, padding: list[int], columns: int, copies: int) -> None:
+    def _join(self, memory: Any, padding: list[int], columns: int, copies: Sequence[int], mix: Mix) -> None:
         """Append freshly read rows, so often each, to those in flight, aligned to the right."""
-        if copies > 1:
-            padding = [blank for blank in padding for _ in range(copies)]
-            for layer in _filled(memory):
-                layer.keys, layer.values = layer.keys.repeat_interleave(copies, 0), layer.values.repeat_interleave(copies, 0)
+        if any(count > 1 for count in copies):
+            padding = [blank for blank, count in zip(padding, copies, strict=True) for _ in range(count)]
+            mix = Mix([adapter for adapter, count in zip(mix.rows, copies, strict=True) for _ in range(count)])
+            often = torch.tensor(copies, device=self._device)
+            for _, layer in _filled(memory):
+                layer.keys, layer.values = layer.keys.repeat_interleave(often, 0), layer.values.repeat_interleave(often, 0)
         if self._memory is None:
-            self._memory, self._padding, self._columns = memory, padding, columns
+            self._memory, self._padding, self._columns, self._mix = memory, padding, columns, mix
             return
         widest = max(self._columns, columns)
-        for old, new in zip(_filled(self._memory), _filled(memory), strict=True):
+        self._mix = Mix(self._mix.rows + mix.rows)
+        for (_, old), (_, new) in zip(_filled(self._memory), _filled(memory), strict=True):
             old.keys = torch.cat([_widen(old.keys, widest), _widen(new.keys, widest)])
             old.values = torch.cat([_widen(old.values, widest), _widen(new.values, widest)])
         self._padding = [blank + widest - self._columns for blank in self._padding] + [
@@ -189,9 +232,22 @@ def _spacious(before: Tensor, states: Tensor, used: int, end: int) -> Tensor:
     return room
 
 
-def _filled(memory: Any) -> list[Any]:
-    """The layers that hold something (a layer that shares another one's keys holds nothing)."""
-    return [layer for layer in memory.layers if layer.keys is not None]
+def _filled(memory: Any) -> Iterator[tuple[int, Any]]:
+    """The layers that hold something, with their numbers (a layer that shares another one's keys holds nothing)."""
+    return ((number, layer) for number, layer in enumerate(memory.layers) if layer.keys is not None)
+
+
+def _fill(memory: Any, rows: Sequence[Layers], padding: Sequence[int], columns: int) -> None:
+    """Put the beginnings of rows into an empty memory: each up to the column `columns`, behind its padding."""
+    for number, (first, second) in next(row for row in rows if row).items():
+        keys = first.new_zeros(len(rows), first.shape[0], columns, first.shape[2])
+        values = second.new_zeros(len(rows), second.shape[0], columns, second.shape[2])
+        for row, (layers, blank) in enumerate(zip(rows, padding, strict=True)):
+            if blank < columns:
+                own_keys, own_values = layers[number]
+                keys[row, :, blank:] = own_keys[:, : columns - blank]
+                values[row, :, blank:] = own_values[:, : columns - blank]
+        memory.update(keys, values, number)
 
 
 def _widen(tensor: Tensor, columns: int) -> Tensor:

@@ -1,8 +1,8 @@
 """A model that one can talk to: weights, tokenizer and chat template in one object.
 
-The prompt of each turn is the whole conversation, rendered by the same template and tokenised in the same way as in training, so
-the model sees in a chat exactly what it saw when it learnt; control tokens that somebody types are letters. An answer ends at a token
-that the model or the tokenizer calls an end, or where the template's next turn would begin.
+The prompt of each turn is the whole conversation, rendered by the same template and tokenised in the same way as in training,
+so the model sees in a chat exactly what it saw when it learnt; control tokens that somebody types are letters. An answer ends
+at a token that the model or the tokenizer calls an end, or where the template's next turn would begin.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from luthier.data.control_tokens import ControlTokens
 from luthier.data.texts import written
 from luthier.errors import UserError
 from luthier.generation.decode import Answer, Decoder, Request, generate
+from luthier.generation.prefix import Prefixes
 from luthier.generation.sampling import Decoding
 
 if TYPE_CHECKING:
@@ -46,19 +47,30 @@ class ChatModel:
 
     Attributes:
         model, tokenizer, template, name: as given.
+        prefixes: set to `Prefixes()`, what was read of a conversation serves its next turn. Only for weights that stay what they are.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, template: ChatTemplate, *, name: str = "model") -> None:
         self.model, self.tokenizer, self.template, self.name = model, tokenizer, template, name
+        self.prefixes: Prefixes | None = None
         self._control = ControlTokens(tokenizer.control_tokens)
 
-    def chat(self, messages: Messages, *, system: str | None = None, tools: Tools | None = None, **decoding: Any) -> str:
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        system: str | None = None,
+        tools: Tools | None = None,
+        thinking: bool | None = None,
+        **decoding: Any,
+    ) -> str:
         """The answer to a question or to the last message of a conversation.
 
         Args:
             messages: a question, or messages with `role` and `content`.
             system: a system prompt for conversations that bring none.
             tools: JSON schemas of functions, in OpenAI's form, for templates that know tools.
+            thinking: whether the model thinks before it answers, for templates that leave the choice; None is the template's own.
             decoding: fields of `Decoding`: `temperature`, `max_new_tokens`, `top_p`, `seed` … The default is greedy.
 
         Returns:
@@ -68,28 +80,45 @@ class ChatModel:
             UserError: the template refuses the conversation, it fills the model's context, or a setting is out of range.
             TypeError: a setting that does not exist.
         """
-        return "".join(self.stream(messages, system=system, tools=tools, **decoding))
+        return "".join(self.stream(messages, system=system, tools=tools, thinking=thinking, **decoding))
 
     def stream(
-        self, messages: Messages, *, system: str | None = None, tools: Tools | None = None, **decoding: Any
+        self,
+        messages: Messages,
+        *,
+        system: str | None = None,
+        tools: Tools | None = None,
+        thinking: bool | None = None,
+        **decoding: Any,
     ) -> Iterator[str]:
         """The same answer in pieces, as they are written. Closing the iterator ends the answer."""
         conversation = _conversation(messages, system)
         turn = sum(message["role"] == "assistant" for message in conversation)
-        decoder = Decoder(self.model, self.tokenizer, slots=1)
-        decoder.submit(Request(self.prompt(conversation, tools=tools), self.decoding(**decoding), index=turn))
+        decoder = Decoder(self.model, self.tokenizer, slots=1, prefixes=self.prefixes)
+        prompt = self.prompt(conversation, tools=tools, thinking=thinking)
+        decoder.submit(Request(prompt, self.decoding(**decoding), index=turn))
         return (piece.text for piece in decoder.run() if piece.text)
 
-    def answers(self, questions: Sequence[Messages], *, system: str | None = None, **decoding: Any) -> list[Answer]:
+    def answers(
+        self, questions: Sequence[Messages], *, system: str | None = None, thinking: bool | None = None, **decoding: Any
+    ) -> list[Answer]:
         """Answers to many questions or conversations, written together. Arguments and errors are those of `chat`."""
-        prompts = [self.prompt(messages, system=system) for messages in questions]
+        prompts = [self.prompt(messages, system=system, thinking=thinking) for messages in questions]
         return generate(self.model, self.tokenizer, prompts, self.decoding(**decoding))
 
-    def prompt(self, messages: Messages, *, system: str | None = None, tools: Tools | None = None) -> list[int]:
-        """Token ids of a conversation up to where the answer begins."""
+    def prompt(
+        self,
+        messages: Messages,
+        *,
+        system: str | None = None,
+        tools: Tools | None = None,
+        thinking: bool | None = None,
+        **extra: Any,
+    ) -> list[int]:
+        """Token ids of a conversation up to where the answer begins; `extra` are further names for the template."""
         conversation = _conversation(messages, system)
         try:
-            text, letters = written(self.template, self._control, conversation, tools)
+            text, letters = written(self.template, self._control, conversation, tools, **_switch(thinking), **extra)
         except TemplateRefused as refused:
             raise UserError(f"the chat template `{self.template.name}` refuses this conversation: {refused}") from refused
         return [int(token) for token in self.tokenizer.encode(text, letters).ids]
@@ -113,6 +142,11 @@ class ChatModel:
             if len(ids) == 1:
                 found.add(int(ids[0]))
         return frozenset(token for token in found if token is not None)
+
+
+def _switch(thinking: bool | None) -> dict[str, bool]:
+    """What tells a template whether to think: by the name of Qwen 3 and many others, and by that of Granite and DeepSeek V3.1."""
+    return {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
 
 
 def _conversation(messages: Messages, system: str | None) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ For a row with the logits z, the steps are, in this order,
     cuts           top-k, then top-p, then min-p (`sampling.cut`)
     chance         by a number that is a hash of seed, index and position (`sampling.chance`)
 
-Nothing here is of the size of the vocabulary but the logits themselves: what was seen is kept as a list of tokens with what each of them
-costs, which one scattered addition takes off. Log-probabilities that are told are those of z before all of this: what the model says,
-as it would be scored.
+Nothing here is of the size of the vocabulary but the logits themselves: what was seen is kept as a list of tokens with what
+each of them costs, which one scattered addition takes off. Log-probabilities that are told are those of z before all of this:
+what the model says, as it would be scored.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     Constraint ─ read once ─▶ Guide ─ allowed tokens ─▶ choice.py ─ token ─▶ Guide …
 
-A form is a JSON schema, a regular expression, a list of choices, or a context-free grammar in Lark's notation. llguidance walks the form
-and the tokenizer's vocabulary together, byte by byte, so that every token that stays within the form is allowed, however it cuts the
-text; the model chooses among them. An answer ends at a stop token, which is allowed where the form is complete, or by itself where
-nothing may follow. One that is cut at `max_new_tokens` is cut like any other, and may be incomplete.
+A form is a JSON schema, a regular expression, a list of choices, or a context-free grammar in Lark's notation. llguidance walks
+the form and the tokenizer's vocabulary together, byte by byte, so that every token that stays within the form is allowed,
+however it cuts the text; the model chooses among them. An answer ends at a stop token, which is allowed where the form is
+complete, or by itself where nothing may follow. One that is cut at `max_new_tokens` is cut like any other, and may be
+incomplete.
 
-White space between the parts of a JSON text is at most one space or one line with its indent: a small model that may write blanks without
-end sometimes does.
+White space between the parts of a JSON text is at most one space or one line with its indent: a small model that may write
+blanks without end sometimes does.
 """
 
 from __future__ import annotations

@@ -5,8 +5,13 @@
                                                   run the model once on the chosen tokens.
 
 A slot is freed the moment its answer ends, so a short answer never waits for a long one. Prompts of different length share a
-batch (`cache.py`), every answer has randomness of its own (`sampling.py`) and a text stream of its own (`text.py`); hence the
-answer to a prompt is the same alone and in any company.
+batch (`cache.py`), and so do requests with different settings (`choice.py`) and by different adapters (`adapters.py`); every
+answer has randomness of its own (`sampling.py`) and a text stream of its own (`text.py`). Hence the answer to a prompt is the
+same alone and in any company.
+
+What many prompts have in common is read once: equal prompts that wait together are read as one and forked, and with `Prefixes`
+a prompt that begins like an earlier text reads only the rest. A request with beams (`beams.py`) takes as many slots as it has
+hypotheses.
 """
 
 from __future__ import annotations
@@ -14,17 +19,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from luthier.data.vocabulary import without_embedding
 from luthier.errors import UserError
+from luthier.generation.adapters import Adapters
+from luthier.generation.beams import BeamSearch
 from luthier.generation.cache import RowCache
-from luthier.generation.choice import Choice, Row, TokenLogprob
+from luthier.generation.choice import Choice, Row
 from luthier.generation.constraint import guide
+from luthier.generation.prefix import Beginning, Prefixes
+from luthier.generation.request import Answer, Piece, Request, Slot
 from luthier.generation.sampling import Decoding
 from luthier.generation.text import Decodes, TextStream
 from luthier.models.adapters.prompts import prefix_length
@@ -34,87 +43,12 @@ from luthier.models.rope import reach
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+__all__ = ["Answer", "Decoder", "Piece", "Request", "context_length", "evaluating", "generate"]
+
 SLOTS = 32
 """Answers written at once unless told otherwise."""
 READ_TOKENS = 8192
 """Most tokens, padding included, in one pass that reads prompts; bounds its memory."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """One prompt to answer. Two requests are the same only if they are one object.
-
-    Args:
-        prompt: token ids, at least one.
-        settings: how to answer.
-        index: with the seed, the identity of this answer's randomness.
-        adapter: name of the adapter that answers; None is the model itself.
-    """
-
-    prompt: Sequence[int]
-    settings: Decoding
-    index: int = 0
-    adapter: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model wrote.
-
-    Args:
-        text: without special tokens, ending before any stop string.
-        tokens: all tokens that were chosen, a stop token included.
-        reason: `stop` (a stop token or string, or the form that the answer must have is complete) or `length` (`max_new_tokens` or
-            the model's context was used up).
-        logprobs: of each token, if the settings ask for them.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    reason: Literal["stop", "length"]
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A step of one answer.
-
-    Args:
-        request: what is answered.
-        text: newly visible; may be empty, where a character or a stop string may be on its way.
-        tokens: chosen in this step, a stop token included.
-        logprobs: of each of them, if the settings ask for them.
-        answer: the whole of it, at its end.
-    """
-
-    request: Request
-    text: str
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    answer: Answer | None = None
-
-
-@dataclass(slots=True)
-class _Slot:
-    request: Request
-    limit: int
-    stream: TextStream
-    row: Row
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-    def accept(self, token: int, logprob: TokenLogprob | None) -> Piece:
-        """Take the next token; the piece carries the answer if this one ends it."""
-        self.row.accept(token)
-        told = (logprob,) if logprob else ()
-        self.logprobs += told
-        ended = token in self.request.settings.stop_ids
-        text = "" if ended else self.stream.push(token)
-        ended |= self.stream.stopped or (self.row.guide is not None and self.row.guide.complete)
-        if not ended and len(self.row.tokens) < self.limit:
-            return Piece(self.request, text, (token,), told)
-        text += self.stream.finish()
-        answer = Answer(self.stream.text, tuple(self.row.tokens), "stop" if ended else "length", tuple(self.logprobs))
-        return Piece(self.request, text, (token,), told, answer)
 
 
 class Decoder:
@@ -124,23 +58,35 @@ class Decoder:
         model: a causal language model of transformers, any device and dtype. It is in evaluation mode during `run`.
         tokenizer: decodes token ids.
         slots: how many answers are written at once.
+        adapters: those that requests may name.
+        prefixes: keeps what was read, for prompts that begin alike. Only for a model whose weights stay what they are.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Decodes, *, slots: int = SLOTS) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self._cache = RowCache(model)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Decodes,
+        *,
+        slots: int = SLOTS,
+        adapters: Adapters | None = None,
+        prefixes: Prefixes | None = None,
+    ) -> None:
+        self._model, self._tokenizer, self._adapters = model, tokenizer, adapters
+        self._cache = RowCache(model, adapters)
+        self._prefixes = prefixes if self._cache.shares else None
         self._count = slots if self._cache.batched else 1
         self._context = context_length(model)
         self._rows = embedding_rows(model.config)
-        self._queue: deque[_Slot] = deque()
-        self._slots: list[_Slot] = []
+        self._queue: deque[Slot] = deque()
+        self._slots: list[Slot] = []
+        self._searches: list[BeamSearch] = []
         self._logits: list[Tensor] = []
         self._choice: Choice | None = None
 
     @property
     def busy(self) -> bool:
         """Whether anything is left to do."""
-        return bool(self._queue or self._slots)
+        return bool(self._queue or self._slots or self._searches)
 
     @property
     def waiting(self) -> int:
@@ -152,12 +98,8 @@ class Decoder:
 
         Raises:
             UserError: the prompt is empty, leaves no room in the model's context, or has a token that the model does not know; or
-                the form that the answer must have cannot be read.
+                the form that the answer must have cannot be read, no adapter of that name is loaded, or the model can have no beams.
         """
-        if request.adapter is not None:
-            raise UserError(f"no adapter `{request.adapter}` is loaded", where="adapter")
-        if request.settings.num_beams > 1:
-            raise UserError("answers are not searched for with beams here", where="num_beams")
         if not request.prompt:
             raise UserError("the prompt is empty")
         if self._context and len(request.prompt) >= self._context:
@@ -172,6 +114,7 @@ class Decoder:
     def cancel(self, request: Request) -> None:
         """Forget a request, in the queue or half answered; no piece of it comes any more. One that is not here is no mistake."""
         self._queue = deque(slot for slot in self._queue if slot.request is not request)
+        self._searches = [search for search in self._searches if search.slot.request is not request]
         going = [row for row, slot in enumerate(self._slots) if slot.request is not request]
         if len(going) < len(self._slots):
             self._keep(going)
@@ -187,44 +130,100 @@ class Decoder:
     def step(self) -> list[Piece]:
         """One token for every slot in use. The model must be in evaluation mode."""
         self._fill()
+        pieces = [piece for search in self._searches if (piece := search.step())]
+        self._searches = [search for search in self._searches if all(search.slot.request is not each.request for each in pieces)]
         if not self._slots:
-            return []
+            return pieces
         logits = torch.cat(self._logits)
         if self._choice is None:
             self._choice = Choice([slot.row for slot in self._slots], logits.device)
         chosen = zip(self._slots, *self._choice.choose(logits), strict=True)
-        pieces = [slot.accept(token, logprob) for slot, token, logprob in chosen]
-        going = [row for row, piece in enumerate(pieces) if piece.answer is None]
+        made = [slot.accept(token, logprob) for slot, token, logprob in chosen]
+        going = [row for row, piece in enumerate(made) if piece.answer is None]
         if len(going) < len(self._slots):
             self._keep(going)
         self._logits = [self._cache.extend([slot.row.tokens[-1] for slot in self._slots])] if self._slots else []
-        return pieces
+        return pieces + made
 
     def _keep(self, rows: list[int]) -> None:
-        """Free all slots but these."""
+        """Free all slots but these; what was read for the others may serve again."""
+        if self._prefixes:
+            for row in set(range(len(self._slots))) - set(rows):
+                self._remember(row)
         self._slots = [self._slots[row] for row in rows]
         self._cache.keep(rows)
         self._choice = None
 
+    def _remember(self, row: int) -> None:
+        """Keep what was read of a slot."""
+        slot = self._slots[row]
+        text = slot.read()[: self._cache.length(row)]
+        if self._prefixes and self._prefixes.wants(text, slot.adapter):
+            self._prefixes.keep(text, slot.adapter, self._cache.copy(row))
+
     def _fill(self) -> None:
         """Move requests from the queue to the free slots. Those of like length are read together, to pad little."""
-        free = min(self._count - len(self._slots), len(self._queue))
-        new = sorted((self._queue.popleft() for _ in range(free)), key=lambda slot: len(slot.request.prompt))
+        free = self._count - len(self._slots) - sum(search.rows for search in self._searches)
+        new: list[tuple[Slot, Beginning | None]] = []
+        while self._queue and (free >= (wanted := self._queue[0].request.settings.num_beams) or free == self._count):
+            slot = self._queue.popleft()
+            free -= wanted
+            if wanted > 1:
+                self._searches.append(BeamSearch(slot, RowCache(self._model, self._adapters), self._tokenizer))
+            else:
+                found = self._prefixes.find(slot.request.prompt, slot.adapter) if self._prefixes else None
+                new.append((slot, found))
+        new.sort(key=lambda one: (_rest(*one), *one[0].request.prompt, id(one[0].adapter)))
         while new:
             together = 1
-            while together < len(new) and len(new[together].request.prompt) * (together + 1) <= READ_TOKENS:
+            while together < len(new) and _rest(*new[together]) * (together + 1) <= READ_TOKENS:
                 together += 1
-            now, new = new[:together], new[together:]
-            self._logits.append(self._cache.add([slot.request.prompt for slot in now]))
-            self._slots += now
-            self._choice = None
+            self._read(new[:together])
+            new = new[together:]
 
-    def _open(self, request: Request) -> _Slot:
+    def _read(self, new: Sequence[tuple[Slot, Beginning | None]]) -> None:
+        """Read the prompts of new slots; those that are equal and next to each other only once."""
+        groups = [list(group) for _, group in groupby(new, key=lambda one: (tuple(one[0].request.prompt), one[0].adapter))]
+        if not self._cache.batched:
+            groups = [[one] for one in new]
+        firsts = [group[0] for group in groups]
+        logits = self._cache.add(
+            [slot.request.prompt for slot, _ in firsts],
+            copies=[len(group) for group in groups],
+            adapters=[slot.adapter for slot, _ in firsts],
+            beginnings=[beginning for _, beginning in firsts],
+        )
+        self._logits.append(logits)
+        place = len(self._slots)
+        self._slots += [slot for group in groups for slot, _ in group]
+        self._choice = None
+        if self._prefixes:
+            for group in groups:
+                self._remember(place)
+                place += len(group)
+
+    def _open(self, request: Request) -> Slot:
+        """A slot for a request.
+
+        Raises:
+            UserError: see `submit`.
+        """
         settings = request.settings
+        if settings.num_beams > 1 and not self._cache.batched:
+            raise UserError("this model is decoded one row at a time, so it can have no beams", where="num_beams")
+        adapter = None
+        if request.adapter is not None:
+            adapter = (self._adapters or Adapters(self._model)).find(request.adapter)
         room = self._context - len(request.prompt) if self._context else settings.max_new_tokens
         form = guide(settings.constraint, self._tokenizer, settings.stop_ids) if settings.constraint else None
         row = Row(request.prompt, settings, request.index, form)
-        return _Slot(request, min(room, settings.max_new_tokens), TextStream(self._tokenizer, settings.stop_strings), row)
+        stream = TextStream(self._tokenizer, settings.stop_strings)
+        return Slot(request, min(room, settings.max_new_tokens), stream, row, adapter)
+
+
+def _rest(slot: Slot, beginning: Beginning | None) -> int:
+    """Tokens of a prompt that have to be read."""
+    return len(slot.request.prompt) - (beginning.length if beginning else 0)
 
 
 def generate(

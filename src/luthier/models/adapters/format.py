@@ -62,7 +62,7 @@ def file_keys(model: nn.Module) -> dict[str, str]:
     for name, parameter in model.named_parameters():
         holder, _, leaf = name.rpartition(".")
         if parameter.requires_grad:
-            keys[name] = _key(f"{inside.get(holder, holder)}.{leaf}", bare)
+            keys[name] = adapter_key(f"{inside.get(holder, holder)}.{leaf}", bare)
     return keys
 
 
@@ -105,7 +105,7 @@ def _buffers_of_whole_modules(model: nn.Module) -> dict[str, Tensor]:
     whole = {name: module for name, module in model.named_modules() if hasattr(module, ORIGINAL)}
     saved = {f"{name}.{key}": value for name, module in whole.items() for key, value in module.state_dict().items()}
     buffers = {name for name, _ in model.named_buffers()}
-    return {_key(name): value.detach().to("cpu", torch.float32) for name, value in saved.items() if name in buffers}
+    return {adapter_key(name): value.detach().to("cpu", torch.float32) for name, value in saved.items() if name in buffers}
 
 
 def write_tensors(folder: Path, content: Mapping[str, Any], layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -118,7 +118,10 @@ def write_tensors(folder: Path, content: Mapping[str, Any], layers: Mapping[str,
     """
     tensors = {}
     for name, (a, b) in layers.items():
-        tensors[_key(f"{name}.lora_A")], tensors[_key(f"{name}.lora_B")] = a.float().contiguous(), b.float().contiguous()
+        tensors[adapter_key(f"{name}.lora_A")], tensors[adapter_key(f"{name}.lora_B")] = (
+            a.float().contiguous(),
+            b.float().contiguous(),
+        )
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     _write_config(folder, content)
 
@@ -189,7 +192,7 @@ def check_tensors(
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     others = set(tensors) - set(keys.values()) - set(optional)
     frozen = parameters | dict(model.named_buffers())
-    if extra := sorted(key for key in others if not _is_the_base_s(tensors[key], frozen, key)):
+    if extra := sorted(key for key in others if not repeats_base(tensors[key], frozen, key)):
         raise UserError(
             f"{len(extra)} tensors belong to nothing in this model, such as `{extra[0]}`",
             where=str(file),
@@ -259,8 +262,8 @@ def _starts(name: str, layer: LoRALinear) -> list[Start]:
     if layer.start_A is None or layer.start_B is None:
         return []
     return [
-        Start(_key(f"{name}.lora_A"), f"{name}.start_A", layer.start_A, 0),
-        Start(_key(f"{name}.lora_B"), f"{name}.start_B", layer.start_B, 1),
+        Start(adapter_key(f"{name}.lora_A"), f"{name}.start_A", layer.start_A, 0),
+        Start(adapter_key(f"{name}.lora_B"), f"{name}.start_B", layer.start_B, 1),
     ]
 
 
@@ -289,14 +292,14 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"not a whole safetensors file ({error})", where=str(file)) from None
 
 
-def _is_the_base_s(tensor: Tensor, parameters: Mapping[str, Tensor], key: str) -> bool:
+def repeats_base(tensor: Tensor, parameters: Mapping[str, Tensor], key: str) -> bool:
     """Whether a tensor repeats what is frozen: PEFT writes embeddings and head along when one of them has an adapter, and buffers."""
     name = key.removeprefix(PREFIX).replace(".token_adapter.", ".")
     base = parameters.get(name, parameters.get(name.replace(".base_layer.", ".")))
     return base is not None and base.shape == tensor.shape and torch.allclose(tensor.to(base), base, rtol=1e-2, atol=1e-4)
 
 
-def _key(name: str, bare: bool = False) -> str:
+def adapter_key(name: str, bare: bool = False) -> str:
     """The key of a parameter; AdaLoRA's factors are `bare` parameters in PEFT, LoRA's are layers with a weight."""
     if name.endswith(f".{ROWS}"):
         return f"{PREFIX}{name.removesuffix(ROWS)}token_adapter.{ROWS}"
