@@ -64,6 +64,6 @@ WANTED: dict[str, Wanted] = {
     **dict.fromkeys(("sft", "distill"), Wanted(Conversation, {})),
     **dict.fromkeys(("rm", "dpo", "orpo", "simpo", "cpo"), _PAIRS),
     **dict.fromkeys(("kto", "bco"), _OPINIONS),
-    **dict.fromkeys(("ppo", "grpo"), _PROMPTS),
+    **dict.fromkeys(("ppo", "grpo", "online_dpo"), _PROMPTS),
 }
 """Stage → what it learns from."""

@@ -95,10 +95,10 @@ class GroupEstimate:
         if stage.scale == "whiten":
             to_go, _ = generalised(-penalty, np.zeros(len(penalty)), offsets, gamma=1.0, lam=1.0)
             advantage = whitened(advantage + to_go)
-        columns = {"advantage": advantage} | {_COLUMN[name]: column for name, column in scored.items()}
+        columns = {"advantage": advantage} | {COLUMN[name]: column for name, column in scored.items()}
         if stage.importance_cap is not None:
             columns["sampler_logprob"] = judged.logprobs
-        return _laid(columns, store), told | _quantiles(advantage)
+        return laid(columns, store), told | _quantiles(advantage)
 
     def state(self) -> dict[str, float]:
         """Nothing."""
@@ -135,7 +135,7 @@ class CriticEstimate:
         if stage.whiten_advantages:
             advantage = whitened(advantage)
         columns = {"advantage": advantage, "return": returns, "old_logprob": scored["logprob"], "old_value": scored["value"]}
-        return _laid(columns, store), told
+        return laid(columns, store), told
 
     def state(self) -> dict[str, float]:
         """The present β."""
@@ -146,7 +146,8 @@ class CriticEstimate:
         self.beta = state["beta"]
 
 
-_COLUMN = {"logprob": "old_logprob", "reference": "reference"}
+COLUMN = {"logprob": "old_logprob", "reference": "reference"}
+"""What is scored → the column that objectives know it by."""
 
 
 def answer_tokens(store: TokenStore) -> NDArray[np.int64]:
@@ -163,13 +164,13 @@ def _distance(logprob: Array, reference: Array, stage: GRPO) -> Array:
     return divergence(torch.from_numpy(logprob), torch.from_numpy(reference), stage.kl_estimator).numpy()
 
 
-def _laid(columns: Mapping[str, Array], store: TokenStore) -> dict[str, NDArray[np.float32]]:
+def laid(columns: Mapping[str, Array], store: TokenStore) -> dict[str, NDArray[np.float32]]:
     """Columns over the answers' tokens as columns over all tokens of the store."""
-    places, laid = answer_tokens(store), {}
+    places, columns_of_store = answer_tokens(store), {}
     for name, column in columns.items():
-        laid[name] = np.zeros(len(store.tokens), np.float32)
-        laid[name][places] = column
-    return laid
+        columns_of_store[name] = np.zeros(len(store.tokens), np.float32)
+        columns_of_store[name][places] = column
+    return columns_of_store
 
 
 def _quantiles(advantage: Array) -> dict[str, float]:

@@ -41,8 +41,12 @@ class Judged:
 
     def chosen(self, keep: NDArray[np.bool_]) -> Judged:
         """The answers that `keep` [N] marks; verdicts stay whole, because they are told as they were."""
-        written = [answer for answer, kept in zip(self.written, keep, strict=True) if kept]
-        return replace(self, written=written, prompts=self.prompts[keep], groups=self.groups[keep], rewards=self.rewards[keep])
+        return self.taken(np.flatnonzero(keep))
+
+    def taken(self, rows: NDArray[np.int64]) -> Judged:
+        """The answers at these places, in this order; verdicts stay whole."""
+        written = [self.written[row] for row in rows]
+        return replace(self, written=written, prompts=self.prompts[rows], groups=self.groups[rows], rewards=self.rewards[rows])
 
     def and_then(self, later: Judged) -> Judged:
         """Both, one after the other; the groups of the second are numbered on."""
@@ -70,8 +74,8 @@ def answer_of(store: TokenStore, row: int, written: Written) -> Answer:
     )
 
 
-def as_store(judged: Judged) -> TokenStore:
-    """Prompts and answers as segments; the answers are supervised."""
+def as_store(judged: Judged, labels: NDArray[np.int64] | None = None) -> TokenStore:
+    """Prompts and answers as segments; the answers are supervised. `labels` [N] say which are the better ones, where that counts."""
     store, pieces, weights = judged.store, [], []
     for row, answer in zip(judged.prompts, judged.written, strict=True):
         prompt = store.segment(int(row))[0]
@@ -80,8 +84,8 @@ def as_store(judged: Judged) -> TokenStore:
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(pieces[::2], pieces[1::2], strict=True)]
     places = {name: getattr(store, name)[judged.prompts] for name in ("example", "source", "file", "line")}
     columns = {"tokens": np.concatenate(pieces), "weight": np.concatenate(weights), "offsets": np.cumsum([0, *lengths])}
-    none = np.full(len(lengths), -1)
-    return memory_store(store.header, {**columns, **places, "group": judged.groups, "label": none})
+    label = np.full(len(lengths), -1) if labels is None else labels
+    return memory_store(store.header, {**columns, **places, "group": judged.groups, "label": label})
 
 
 def report(judged: Judged, answers: int) -> dict[str, float]:

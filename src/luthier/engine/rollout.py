@@ -7,7 +7,7 @@ r"""Rollouts: what reinforcement learns from, written by the policy itself.
 To the step loop a `Rollouts` is batches like any other: it says what a step learns from. The first step of a rollout draws prompts, has
 the policy answer them as it is now (`luthier.generation.bulk`), asks the rewards, scores what has to be known before learning begins
 (`estimates.py`), and lays prompts and answers end to end into a store, with advantages and the like as columns over its tokens. The token
-ids are those that were sampled; no text is tokenised again.
+ids are those that were sampled; no text is tokenised again. Where answers are learnt from in pairs (`pairs.py`), only those are laid down.
 
 Which prompts, which answers and which mini-batch are functions of the seed and of a few counters, so a resumed run goes on bit for
 bit: between two rollouts nothing else is kept, within one the store and its columns are saved with the checkpoint.
@@ -16,7 +16,7 @@ bit: between two rollouts nothing else is kept, within one the store and its col
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,18 +30,20 @@ from luthier.data.store import COLUMNS, TokenStore, memory_store
 from luthier.data.units import Units
 from luthier.engine.evaluate import Measured
 from luthier.engine.judged import Judged, answer_of, as_store, report
+from luthier.engine.pairs import PAIR, pair_store, paired
 from luthier.engine.parallel import World
 from luthier.generation.bulk import Written
 from luthier.objectives.advantages import equal_groups
 from luthier.objectives.rewards import Answer, Verdict
-from luthier.recipe.schema import GRPO, PPO
+from luthier.recipe.schema import GRPO, PPO, OnlineDPO
 from luthier.runs.records import SampleRecord
 
 PREFIX = "rollout."
 """Before the names of a rollout's tensors in a checkpoint."""
 _ORDER = 0x524F  # purpose of random numbers
+_HELD_OUT = 1 << 48  # index of the first answer to held-out prompts that is drawn by chance; training never gets there
 
-Reinforcement = GRPO | PPO
+Reinforcement = GRPO | PPO | OnlineDPO
 Columns = Mapping[str, NDArray[np.float32]]
 
 
@@ -79,6 +81,7 @@ class Rollouts:
         estimate: makes columns of it.
         world: the processes; each answers its share of the prompts.
         rewards: what identifies the judge's rewards.
+        held_out: measures answers to held-out prompts, as many to each as in training; None where the likeliest ones are enough.
         spare_idle: answers whose advantage is 0 are counted and not run; right where nothing but the advantage moves the policy.
         note: hears of bad rewards, and of changed ones.
         tell: hears of some answers.
@@ -93,6 +96,7 @@ class Rollouts:
     estimate: Estimate
     world: World
     rewards: str = ""
+    held_out: Callable[[Judged], Mapping[str, float]] | None = None
     spare_idle: bool = False
     note: Callable[[str], None] = print
     tell: Callable[[SampleRecord], None] | None = None
@@ -118,6 +122,11 @@ class Rollouts:
         """Whether the prompts come from several sources."""
         return self.prompts.mixed
 
+    @property
+    def _each(self) -> int:
+        """Rows of the store that are learnt from together."""
+        return PAIR if isinstance(self.stage, OnlineDPO) else 1
+
     def __call__(self, step: int) -> Drawn:
         """What global batch `step` learns from. Where a rollout begins, the policy writes it now."""
         number, place = divmod(step, self.steps)
@@ -125,13 +134,14 @@ class Rollouts:
             self._number = number
             self._roll(step)
         assert self._store is not None
-        count = len(self._store)
+        count, each = len(self._store) // self._each, np.arange(self._each)
         turn, part = divmod(place, self.stage.mini_batches)
         order = np.argsort(mix64(self.seed, _ORDER, number, turn, np.arange(count, dtype=np.uint64)), kind="stable")
         parts = min(self.stage.mini_batches, count)
-        rows = np.sort(np.array_split(order, parts)[part % parts])
-        run, idle = self._sorted_out(rows)
-        return Drawn(self._store, run, run << 32 | run, len(rows), self._columns, told=self._told, idle=idle)
+        units = np.sort(np.array_split(order, parts)[part % parts])
+        run, idle = self._sorted_out(units)
+        rows, groups = (run[:, None] * len(each) + each).ravel(), np.repeat(run << 32 | run, len(each))
+        return Drawn(self._store, rows, groups, len(units), self._columns, told=self._told, idle=idle)
 
     def _sorted_out(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows that have something to teach, at least one, and the others."""
@@ -146,14 +156,9 @@ class Rollouts:
     def examine(self, store: TokenStore, units: Units) -> Measured:
         """What the policy's likeliest answers to held-out prompts earn; the loss is the mean reward with its sign changed."""
         rows = np.unique(units.segments).astype(np.int64)
-        mine = np.array_split(rows, self.world.size)[self.world.rank]
-        written = self.examined([store.segment(int(row))[0].tolist() for row in mine], 0)
-        verdict = self.judge([answer_of(store, int(row), said) for row, said in zip(mine, written, strict=True)])
-        everyone = self.world.gathered((written, verdict))
-        judged = Judged(
-            [said for some, _ in everyone for said in some], rows, rows, np.zeros(len(rows)), [v for _, v in everyone], store
-        )
-        told = report(judged, 1)
+        told = report(self._judged(store, rows, self.examined, 1, 0)[0], 1)
+        if self.held_out is not None:
+            told |= self.held_out(self._judged(store, rows, self.writer, self.stage.answers, _HELD_OUT)[0])
         return Measured(-told["reward"], None, told)
 
     def close(self) -> None:
@@ -196,12 +201,16 @@ class Rollouts:
     def _roll(self, step: int) -> None:
         """Write and judge the answers that the next steps learn from."""
         judged = self._answers(step)
-        learnt = judged.chosen(self._usable(judged))
-        self._store = as_store(learnt)
+        if isinstance(self.stage, OnlineDPO):
+            learnt, chosen = paired(judged, self.stage.margin)
+            self._store = pair_store(learnt)
+        else:
+            learnt, chosen = judged.chosen(self._usable(judged)), {}
+            self._store = as_store(learnt)
         rows = np.arange(len(self._store))
         drawn = Drawn(self._store, rows, rows << 32 | rows, len(rows))
         self._columns, told = self.estimate(learnt, drawn)
-        self._told = report(judged, self.stage.answers) | told
+        self._told = report(judged, self.stage.answers) | chosen | told
 
     def _answers(self, step: int) -> Judged:
         """Answers to a batch of prompts; where the stage asks for it, drawn until enough groups have something to teach."""
@@ -223,25 +232,31 @@ class Rollouts:
         """Draw prompts, have them answered and judged; each process does its share, all know the whole."""
         drawn = self.prompts(self._drawn)
         self._drawn += 1
-        answers, rows = self.stage.answers, drawn.segments
-        shares = np.array_split(np.arange(len(rows)), self.world.size)
-        mine = shares[self.world.rank]
-        first = self._written + (int(mine[0]) * answers if len(mine) else 0)
-        written = self.writer([drawn.store.segment(int(rows[place]))[0].tolist() for place in mine], first)
+        judged, given, verdict = self._judged(drawn.store, drawn.segments, self.writer, self.stage.answers, self._written)
+        judged = replace(judged, groups=judged.groups + self._written)
+        self._written += len(judged.written)
+        if self.world.main:
+            self._show(step, given, verdict)
+        return judged
+
+    def _judged(
+        self, store: TokenStore, rows: NDArray[np.int64], writer: Writer, answers: int, first: int
+    ) -> tuple[Judged, list[Answer], Verdict]:
+        """Answers to the prompts in these rows, as everyone knows them; and this process's share with what the rewards said of it."""
+        mine = np.array_split(np.arange(len(rows)), self.world.size)[self.world.rank]
+        begin = first + (int(mine[0]) * answers if len(mine) else 0)
+        written = writer([store.segment(int(rows[place]))[0].tolist() for place in mine], begin)
         owners = np.repeat(rows[mine], answers)
-        given = [answer_of(drawn.store, int(row), said) for row, said in zip(owners, written, strict=True)]
+        given = [answer_of(store, int(row), said) for row, said in zip(owners, written, strict=True)]
         verdict = self.judge(given)
         everyone = self.world.gathered((written, verdict))
         together = [said for some, _ in everyone for said in some]
-        groups = self._written + np.repeat(np.arange(len(rows)) * answers, answers)
+        groups = np.repeat(np.arange(len(rows)) * answers, answers)
         rewards = np.array(
             [total if good else np.nan for _, v in everyone for total, good in zip(v.total, v.usable, strict=True)]
         )
         rewards -= self.stage.cut_penalty * np.array([not said.finished for said in together])
-        self._written += len(together)
-        if self.world.main:
-            self._show(step, given, verdict)
-        return Judged(together, np.repeat(rows, answers), groups, rewards, [v for _, v in everyone], drawn.store)
+        return Judged(together, np.repeat(rows, answers), groups, rewards, [v for _, v in everyone], store), given, verdict
 
     def _usable(self, judged: Judged) -> NDArray[np.bool_]:
         """Which answers are learnt from: those with a reward, and whole ones where the stage wants them; all, where that leaves none."""

@@ -19,6 +19,7 @@ from luthier.objectives.feedback import bco, kto
 from luthier.objectives.grpo import grpo
 from luthier.objectives.likelihood import LIKELIHOOD, sft
 from luthier.objectives.odds_ratio import orpo
+from luthier.objectives.online import online_dpo
 from luthier.objectives.ppo import ppo
 from luthier.objectives.preference import dpo
 from luthier.objectives.reward import reward
@@ -36,6 +37,7 @@ OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
     "rm": reward,
     "grpo": grpo,
     "ppo": ppo,
+    "online_dpo": online_dpo,
     "distill": distill,
     "classify": classification,
 }

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from luthier.recipe.schema import CPO, DPO
+from luthier.recipe.schema import CPO, Pairwise
 
 LARGEST_EXPONENT = 80.0
 """exp of more than this is close to the end of float32."""
@@ -71,79 +71,79 @@ def smoothed(scaled: Tensor, share: float) -> Tensor:
     return -(1 - share) * logsigmoid(scaled) - share * logsigmoid(-scaled)
 
 
-def sigmoid(of: Ratios, stage: DPO | CPO) -> Tensor:
+def sigmoid(of: Ratios, stage: Pairwise | CPO) -> Tensor:
     """Direct preference optimisation."""
     return smoothed(stage.beta * of.margin, stage.label_smoothing)
 
 
-def sigmoid_norm(of: Ratios, stage: DPO) -> Tensor:
+def sigmoid_norm(of: Ratios, stage: Pairwise) -> Tensor:
     """Direct preference optimisation, per token."""
     return -logsigmoid(stage.beta * of.mean_margin)
 
 
-def hinge(of: Ratios, stage: DPO | CPO) -> Tensor:
+def hinge(of: Ratios, stage: Pairwise | CPO) -> Tensor:
     """Nothing more to gain from a margin of 1/β."""
     return torch.relu(1 - stage.beta * of.margin)
 
 
-def ipo(of: Ratios, stage: DPO | CPO) -> Tensor:
+def ipo(of: Ratios, stage: Pairwise | CPO) -> Tensor:
     """A margin of 1/(2β) a token, not more and not less."""
     return (of.mean_margin - 1 / (2 * stage.beta)).square()
 
 
-def robust(of: Ratios, stage: DPO) -> Tensor:
+def robust(of: Ratios, stage: Pairwise) -> Tensor:
     """Unbiased where that share of the labels is wrong."""
     scaled, share = stage.beta * of.margin, stage.label_smoothing
     return (-(1 - share) * logsigmoid(scaled) + share * logsigmoid(-scaled)) / (1 - 2 * share)
 
 
-def exo_pair(of: Ratios, stage: DPO) -> Tensor:
+def exo_pair(of: Ratios, stage: Pairwise) -> Tensor:
     """The reverse KL divergence of the policy's choice from the labels'."""
     scaled, share = stage.beta * of.margin, stage.label_smoothing
     right = torch.sigmoid(scaled) * (logsigmoid(scaled) - math.log1p(-share))
     return right + torch.sigmoid(-scaled) * (logsigmoid(-scaled) - math.log(share))
 
 
-def discopop(of: Ratios, stage: DPO) -> Tensor:
+def discopop(of: Ratios, stage: Pairwise) -> Tensor:
     """A blend, found by search, of the logistic and the exponential loss."""
     scaled = stage.beta * of.margin
     return torch.lerp(-logsigmoid(scaled), torch.exp(-scaled), torch.sigmoid(scaled / stage.tau))
 
 
-def nca_pair(of: Ratios, stage: DPO) -> Tensor:
+def nca_pair(of: Ratios, stage: Pairwise) -> Tensor:
     """Each answer against noise, so that the better one's probability does not fall with the worse one's."""
     chosen, rejected = stage.beta * of.chosen, stage.beta * of.rejected
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
 
-def bco_pair(of: Ratios, stage: DPO) -> Tensor:
+def bco_pair(of: Ratios, stage: Pairwise) -> Tensor:
     """A classifier of single answers whose logit is the reward."""
     return -logsigmoid(stage.beta * of.chosen) - logsigmoid(-stage.beta * of.rejected)
 
 
-def sppo_hard(of: Ratios, stage: DPO) -> Tensor:
+def sppo_hard(of: Ratios, stage: Pairwise) -> Tensor:
     """Log-ratios of ½/β and -½/β: one step of self-play."""
     target = 0.5 / stage.beta
     return (of.chosen - target).square() + (of.rejected + target).square()
 
 
-def apo_zero(of: Ratios, stage: DPO) -> Tensor:
+def apo_zero(of: Ratios, stage: Pairwise) -> Tensor:
     """The better answer up, the worse one down."""
     return 1 - torch.sigmoid(stage.beta * of.chosen) + torch.sigmoid(stage.beta * of.rejected)
 
 
-def apo_down(of: Ratios, stage: DPO) -> Tensor:
+def apo_down(of: Ratios, stage: Pairwise) -> Tensor:
     """Both down, the worse one more."""
     return torch.sigmoid(stage.beta * of.chosen) + 1 - torch.sigmoid(stage.beta * of.margin)
 
 
-def aot(of: Ratios, stage: DPO) -> Tensor:
+def aot(of: Ratios, stage: Pairwise) -> Tensor:
     """The policy's margins over the reference's of the same rank; `shift` is the pair's own margin there minus that one."""
     shift, _ = of.columns["aot_shift"]
     return smoothed(stage.beta * (of.margin + shift), stage.label_smoothing)
 
 
-def aot_unpaired(of: Ratios, stage: DPO) -> Tensor:
+def aot_unpaired(of: Ratios, stage: Pairwise) -> Tensor:
     """Better answers over worse ones of the same rank, in two halves: each moves one side, and the value is counted once."""
     of_chosen, of_rejected = of.columns["aot_partner"]
     up = smoothed(stage.beta * (of.chosen - of_chosen), stage.label_smoothing)
@@ -151,7 +151,7 @@ def aot_unpaired(of: Ratios, stage: DPO) -> Tensor:
     return up + down - down.detach()
 
 
-PAIR_LOSSES: dict[str, Callable[[Ratios, DPO], Tensor]] = {
+PAIR_LOSSES: dict[str, Callable[[Ratios, Pairwise], Tensor]] = {
     function.__name__: function
     for function in (
         sigmoid,
@@ -173,7 +173,7 @@ PAIR_LOSSES: dict[str, Callable[[Ratios, DPO], Tensor]] = {
 """The loss of each pair [P] by its name in the recipe."""
 
 
-def diverged(ratio: Tensor, stage: DPO) -> Tensor:
+def diverged(ratio: Tensor, stage: Pairwise) -> Tensor:
     """The reward (over β) that a log-ratio log t stands for: f'(t) of the divergence, up to a constant that cancels in a margin.
 
     reverse_kl: log t; forward_kl: 1 - 1/t; js: log 2t/(t + 1); alpha: (t^(α-1) - 1) / (α - 1), which is log t for α = 1.

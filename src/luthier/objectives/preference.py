@@ -22,13 +22,13 @@ from luthier.objectives.base import Loss, Objective, Scores
 from luthier.objectives.pair_losses import PAIR_LOSSES, Ratios, diverged
 from luthier.objectives.segments import Pairs, averaged, beyond_shared, counted, pairs_of, summed
 from luthier.objectives.sorting import SORTED, Sorting
-from luthier.recipe.schema import DPO
+from luthier.recipe.schema import Pairwise
 
 METRICS = ("accuracy", "margin", "reward_chosen", "reward_rejected", "logprob_chosen", "logprob_rejected")
 """What preference losses report, as means over pairs; rewards contain β, log-probabilities are of whole answers, in nats."""
 
 
-def preference(scores: Scores, batch: Batch, *, stage: DPO) -> Loss:
+def preference(scores: Scores, batch: Batch, *, stage: Pairwise) -> Loss:
     """The preference loss of the pairs of a batch."""
     pairs = pairs_of(batch)
     policy, reference = answers(scores, batch, stage)
@@ -40,7 +40,7 @@ def preference(scores: Scores, batch: Batch, *, stage: DPO) -> Loss:
     return pair_loss(losses, batch, pairs, rewards, summed(scores.logprob, batch))
 
 
-def answers(scores: Scores, batch: Batch, stage: DPO) -> tuple[Tensor, Tensor]:
+def answers(scores: Scores, batch: Batch, stage: Pairwise) -> tuple[Tensor, Tensor]:
     """Log-probability of each answer under policy and reference [S], tokens beyond the shorter answer's length weighted."""
     assert scores.reference is not None
     policy, reference = scores.logprob, scores.reference
@@ -82,8 +82,12 @@ def pair_loss(losses: Tensor, batch: Batch, pairs: Pairs, rewards: Tensor, polic
     return Loss(losses.sum(), segments, told)
 
 
-def dpo(stage: DPO) -> Objective:
+def dpo(stage: Pairwise) -> Objective:
     """The objective of stage `dpo`."""
-    look = Sorting(partial(answers, stage=stage)) if {"aot", "aot_unpaired"} & set(stage.losses) else None
-    name = " + ".join(stage.losses)
-    return Objective(f"dpo {name}", "pairs", partial(preference, stage=stage), METRICS, reference=True, first_look=look)
+    function = partial(preference, stage=stage)
+    return Objective(f"dpo {' + '.join(stage.losses)}", "pairs", function, METRICS, reference=True, first_look=sorting(stage))
+
+
+def sorting(stage: Pairwise) -> Sorting | None:
+    """What the losses of a stage have to know of a whole batch."""
+    return Sorting(partial(answers, stage=stage)) if {"aot", "aot_unpaired"} & set(stage.losses) else None

@@ -43,8 +43,8 @@ from luthier.recipe.sections.stage import Stage
 from luthier.recipe.sections.stages.distillation import Distillation
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
-from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
-from luthier.recipe.sections.stages.reinforcement import GRPO, PPO
+from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, Pairwise, SimPO
+from luthier.recipe.sections.stages.reinforcement import GRPO, PPO, OnlineDPO, Rollout
 from luthier.recipe.sections.stages.scoring import Classification, RewardModelling
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
@@ -80,8 +80,10 @@ __all__ = [
     "Method",
     "Model",
     "NormTuning",
+    "OnlineDPO",
     "Optimizer",
     "PTuning",
+    "Pairwise",
     "ParameterGroup",
     "PrefixTuning",
     "Prefixed",
@@ -91,6 +93,7 @@ __all__ = [
     "Recipe",
     "Report",
     "RewardModelling",
+    "Rollout",
     "RopeScaling",
     "Samples",
     "Section",
@@ -166,7 +169,7 @@ class Recipe(Section):
             raise ValueError("`train.label_smoothing` is for `stage.loss: nll`: `dft` weighs tokens by their probability")
         if self.stage.type == "kto" and self.stage.loss == "kto" and self.train.batch_size == 1:
             raise ValueError("`train.batch_size` must be above 1 for stage `kto`: prompts are paired with answers to others")
-        if self.data.streaming and isinstance(self.stage, GRPO | PPO):
+        if self.data.streaming and isinstance(self.stage, Rollout):
             raise ValueError(f"`data.streaming` is not for stage `{self.stage.type}`: prompts are read before the first step")
         if self.data.streaming and getattr(self.stage, "reference", None) == "precompute":
             raise ValueError(

@@ -11,17 +11,19 @@ from luthier.data.batch import GlobalBatches
 from luthier.data.loader import Batches
 from luthier.data.tokenizer import Tokenizer
 from luthier.engine.estimates import CriticEstimate, GroupEstimate, Scorer
+from luthier.engine.pairs import HeldOutPairs, PairEstimate
 from luthier.engine.parallel import World
 from luthier.engine.plan import Plan
 from luthier.engine.reference import Reference
-from luthier.engine.rollout import Rollouts
+from luthier.engine.rollout import Estimate, Reinforcement, Rollouts
 from luthier.generation.bulk import Written, write_answers
 from luthier.generation.chat import ChatModel
 from luthier.generation.sampling import Decoding
 from luthier.models.critic import ValueCritic
 from luthier.models.policy import Policy
+from luthier.objectives import objective_of
 from luthier.objectives.rewards import digest_of, judge_of
-from luthier.recipe.schema import GRPO, PPO, Distillation, Recipe
+from luthier.recipe.schema import GRPO, PPO, Distillation, OnlineDPO, Recipe, Rollout
 from luthier.workshop.watching import Watchers
 
 
@@ -51,19 +53,19 @@ class PolicyWriter:
 
 def learns_from_itself(recipe: Recipe) -> bool:
     """Whether the stage learns from the policy's own answers."""
-    return isinstance(recipe.stage, GRPO | PPO)
+    return isinstance(recipe.stage, Rollout)
 
 
 def steps_each(recipe: Recipe) -> int:
     """Optimizer steps for each draw of the data: those that share a rollout, else 1."""
     stage = recipe.stage
-    return stage.mini_batches * stage.passes if isinstance(stage, GRPO | PPO) else 1
+    return stage.mini_batches * stage.passes if isinstance(stage, Rollout) else 1
 
 
 def answer_room(recipe: Recipe) -> int:
     """Most tokens that an answer adds to a row of the data."""
     stage = recipe.stage
-    writes = isinstance(stage, GRPO | PPO) or (isinstance(stage, Distillation) and stage.on_policy > 0)
+    writes = isinstance(stage, Rollout) or (isinstance(stage, Distillation) and stage.on_policy > 0)
     return stage.max_new_tokens if writes else 0  # type: ignore[union-attr]
 
 
@@ -75,7 +77,7 @@ def keeps_distance(recipe: Recipe) -> bool:
 def prepare_policy(recipe: Recipe, policy: Policy) -> ValueCritic | None:
     """Give the policy what its stage asks for: the temperature of its samples, and a critic, which is returned."""
     stage = recipe.stage
-    if isinstance(stage, GRPO | PPO):
+    if isinstance(stage, Rollout):
         policy.temperature = stage.temperature
     if not isinstance(stage, PPO):
         return None
@@ -106,7 +108,7 @@ def rollouts_of(
         UserError: a reward cannot be made.
     """
     stage = recipe.stage
-    assert isinstance(stage, GRPO | PPO)
+    assert isinstance(stage, GRPO | PPO | OnlineDPO)
     assert isinstance(prompts, GlobalBatches)
     sampling = {"temperature": stage.temperature, "top_p": stage.top_p, "top_k": stage.top_k}
     settings = chat.decoding(max_new_tokens=stage.max_new_tokens, seed=recipe.train.seed, **sampling)
@@ -120,10 +122,18 @@ def rollouts_of(
         writer=PolicyWriter(policy.model, chat.tokenizer, settings, stage.answers, stage.rows),
         examined=PolicyWriter(policy.model, chat.tokenizer, replace(settings, temperature=0.0), 1, stage.rows),
         judge=judge_of(stage.rewards),
-        estimate=CriticEstimate(stage, scorer) if isinstance(stage, PPO) else GroupEstimate(stage, scorer),
+        estimate=_estimate(stage, scorer),
         world=world,
         rewards=digest_of(stage.rewards),
+        held_out=HeldOutPairs(stage.margin, objective_of(stage), scorer) if isinstance(stage, OnlineDPO) else None,
         spare_idle=isinstance(stage, GRPO) and not (stage.beta and stage.kl_in == "loss") and not recipe.train.router_aux_loss,
         note=watchers.note,
         tell=watchers.sampled,
     )
+
+
+def _estimate(stage: Reinforcement, scorer: Scorer) -> Estimate:
+    """What turns judged answers into what the stage's objective reads."""
+    if isinstance(stage, PPO):
+        return CriticEstimate(stage, scorer)
+    return PairEstimate(stage, scorer) if isinstance(stage, OnlineDPO) else GroupEstimate(stage, scorer)

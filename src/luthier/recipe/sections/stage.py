@@ -10,7 +10,7 @@ from luthier.recipe.sections.stages.distillation import Distillation
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
 from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, SimPO
-from luthier.recipe.sections.stages.reinforcement import GRPO, PPO
+from luthier.recipe.sections.stages.reinforcement import GRPO, PPO, OnlineDPO
 from luthier.recipe.sections.stages.scoring import Classification, RewardModelling
 
 Stage = Annotated[
@@ -26,6 +26,7 @@ Stage = Annotated[
     | Classification
     | GRPO
     | PPO
+    | OnlineDPO
     | Distillation,
     Field(discriminator="type"),
 ]

@@ -32,10 +32,9 @@ OF_DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair
 """Losses of nothing but the difference of two rewards: those that another divergence has a meaning for."""
 
 
-class DPO(Section):
-    """Raise the better answer over the worse one, as far as a reference model allows (Direct Preference Optimization and its kin)."""
+class Pairwise(Section):
+    """What is made of a better and a worse answer, held to a reference."""
 
-    type: Literal["dpo"] = "dpo"
     loss: PairLoss | dict[PairLoss, Above] = "sigmoid"
     """What is made of the margin between the two answers; a sum of several, with weights: `{sigmoid: 0.8, bco_pair: 0.2}`."""
     beta: Above = 0.1
@@ -52,8 +51,6 @@ class DPO(Section):
     """How distance from the reference is measured (f-DPO); all but `reverse_kl` only with losses of the difference between two answers."""
     divergence_alpha: Share = 0.5
     """α of `divergence: alpha`: 1 is the reverse, 0 the forward KL divergence."""
-    reference: Literal["auto", "precompute"] = "auto"
-    """Where the reference's log-probabilities come from: computed with each pass (`auto`), or once, before the first step."""
 
     @property
     def losses(self) -> dict[PairLoss, float]:
@@ -61,7 +58,7 @@ class DPO(Section):
         return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
 
     @model_validator(mode="after")
-    def _consistent(self) -> DPO:
+    def _consistent(self) -> Pairwise:
         if not self.losses:
             raise ValueError("`stage.loss` names no loss")
         if self.label_smoothing and not any(name in SMOOTHED for name in self.losses):
@@ -71,6 +68,14 @@ class DPO(Section):
         if self.divergence != "reverse_kl" and any(name not in OF_DIFFERENCES for name in self.losses):
             raise ValueError(f"`stage.divergence: {self.divergence}` is for the losses {_listed(OF_DIFFERENCES)}")
         return self
+
+
+class DPO(Pairwise):
+    """Raise the better answer over the worse one, as far as a reference model allows (Direct Preference Optimization and its kin)."""
+
+    type: Literal["dpo"] = "dpo"
+    reference: Literal["auto", "precompute"] = "auto"
+    """Where the reference's log-probabilities come from: computed with each pass (`auto`), or once, before the first step."""
 
 
 class ORPO(Section):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from luthier.recipe.sections.base import Above, Positive, Section, Share, Weight
 from luthier.recipe.sections.optimizer import Rate
 from luthier.recipe.sections.rewards import Rewards
+from luthier.recipe.sections.stages.preference import Pairwise
 
 Clip = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -147,3 +148,13 @@ class PPO(Rollout):
     """A head on the policy, or a model of its own, which takes the memory of its trained weights once more."""
     critic_learning_rate: Rate | None = None
     """Peak learning rate of the critic's head and, where it is a model, of that. Default: `train.learning_rate`."""
+
+
+class OnlineDPO(Rollout, Pairwise):
+    """Learn from pairs of the model's own answers, the best and the worst to each prompt as the rewards have it (Online DPO)."""
+
+    type: Literal["online_dpo"] = "online_dpo"
+    answers: Annotated[int, Field(ge=2)] = 4
+    """Answers to each prompt. A rollout has `train.batch_size` prompts."""
+    margin: Weight = 0.0
+    """By how much the better answer's reward has to exceed the worse one's; of prompts whose answers are closer nothing is learnt."""
