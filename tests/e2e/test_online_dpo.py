@@ -90,7 +90,7 @@ def test_equals_are_no_pairs(tmp_path: Path) -> None:
     assert all(record["pairs"] == record["gap"] == record["grad_norm"] == 0 for record in steps(run))
     assert all(record["equal_groups"] == 1 for record in steps(run))
     give(tmp_path, "None if 'please' in answer.messages[0]['content'] else len(set(answer.text)) / 9")
-    run = luthier.train(made.recipe, overrides=["train.batch_size=8"], progress=False)
+    run = luthier.train(made.recipe, overrides=["train.batch_size=8"], name="other", progress=False)
     assert all(record["bad_rewards"] > 0 and 0 < record["pairs"] < 0.5 for record in steps(run))
 
 
