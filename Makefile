@@ -38,8 +38,10 @@ test-compat: $(COMPAT)/.installed
 fuzz: $(VENV)/.installed-fuzz
 	$(TEST_ENV) LUTHIER_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/data/test_fuzz.py
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+	$(BIN)/python benchmarks/preferences.py
+	$(BIN)/python benchmarks/reinforcement.py
 
 pictures: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python docs/_reference/pictures.py

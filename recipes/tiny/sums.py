@@ -4,6 +4,9 @@
 
 Writes `sums.jsonl` and `sums_heldout.jsonl`, prompts with the sum as reference. No pair of numbers is in both, in either order; the
 phrasings are those that the embedded model knows from its dialogues (`computed.toml`), those sums that its examination asks are left out.
+
+`sums_reworded.jsonl` and `sums_reworded_heldout.jsonl` ask for the same sums in words that the model has not met and mostly takes for
+another task: asked for a number, it writes a number out.
 """
 
 from __future__ import annotations
@@ -19,6 +22,17 @@ from dialogue import share_of
 HERE = Path(__file__).parent
 TRAINING, HELD_OUT = 1000, 200
 HELD_OUT_SHARE = 0.1
+REWORDED = (
+    "Only the number: {a} + {b}",
+    "Compute {a} + {b} and give only the number.",
+    "What number is {a} + {b}?",
+    "Write the result of {a} + {b} as a number.",
+    "Tell me {a} + {b} as digits",
+    "计算 {a} + {b}，只写结果。",
+    "口算：{a}＋{b}",
+    "{a}＋{b}＝",
+)
+"""Phrasings unknown to the embedded model."""
 
 
 def pairs() -> Iterator[tuple[int, int]]:
@@ -34,10 +48,14 @@ def is_held_out(a: int, b: int) -> bool:
     return share_of(f"sums {min(a, b)} {max(a, b)}") < HELD_OUT_SHARE
 
 
-def rows(held_out: bool, count: int) -> Iterator[dict[str, str]]:
-    """Questions about sums that are held out or not, each in a phrasing drawn by its numbers."""
+def known() -> list[str]:
+    """The phrasings that the embedded model has learnt."""
     table = tomllib.loads((HERE / "computed.toml").read_text("utf-8"))["sum"]
-    phrasings = [*table["bare"], *table["en"]["ask"], *table["zh"]["ask"]]
+    return [*table["bare"], *table["en"]["ask"], *table["zh"]["ask"]]
+
+
+def rows(held_out: bool, count: int, phrasings: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Questions about sums that are held out or not, each in a phrasing drawn by its numbers."""
     chosen = [pair for pair in pairs() if is_held_out(*pair) == held_out]
     for a, b in chosen[:count]:
         ask = phrasings[int(share_of(f"phrasing {a} {b}") * len(phrasings))]
@@ -45,13 +63,14 @@ def rows(held_out: bool, count: int) -> Iterator[dict[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write both files."""
+    """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of the two files")
+    parser.add_argument("out", type=Path, help="folder of the files")
     folder = parser.parse_args(arguments).out
-    for name, held_out, count in (("sums.jsonl", False, TRAINING), ("sums_heldout.jsonl", True, HELD_OUT)):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(held_out, count)]
-        (folder / name).write_text("".join(lines), "utf-8")
+    for name, phrasings in (("sums", known()), ("sums_reworded", REWORDED)):
+        for more, held_out, count in (("", False, TRAINING), ("_heldout", True, HELD_OUT)):
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(held_out, count, phrasings)]
+            (folder / f"{name}{more}.jsonl").write_text("".join(lines), "utf-8")
 
 
 if __name__ == "__main__":

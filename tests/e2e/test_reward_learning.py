@@ -1,4 +1,4 @@
-"""A reward model separates better from worse answers to prompts that it has not seen."""
+"""Learning from rewards: what reward models, GRPO and PPO gain on prompts that they have not seen."""
 
 from __future__ import annotations
 
@@ -30,3 +30,27 @@ def test_pairs_are_made_by_rule_and_held_out_by_prompt(reward_pairs: ModuleType)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_pairs_of_unseen_prompts_are_separated(reward_pairs: ModuleType, tmp_path: Path, seed: int) -> None:
     assert reward_pairs.learn(tmp_path, seed)["all"] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_practice_raises_the_share_of_right_answers_to_unseen_sums(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    found = importlib.import_module("sums").learn(tmp_path, seed)
+    assert 0.2 <= found["before"] <= 0.6
+    assert found["after"] >= found["before"] + 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_trained_reward_model_is_pleased_and_the_model_stays_near_its_start(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    rlhf = importlib.import_module("rlhf")
+    found = rlhf.learn(tmp_path, seed)
+    assert found["pairs"] > 0.9
+    assert found["after"] > found["before"] + 1
+    assert found["kl"] < rlhf.TARGET
