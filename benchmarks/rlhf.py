@@ -2,9 +2,9 @@
 
     python benchmarks/rlhf.py --seeds 0 1 2
 
-Trains `recipes/tiny/rlhf.yaml`. Printed are the share of held-out pairs that the reward model orders rightly (`pairs`), the mean reward of greedy
-answers to the 200 held-out prompts before and after PPO, the largest distance from the model at the start in any step (`kl`, KL divergence of an
-answer in nats; the recipe's target is 2), and the CPU seconds of all four stages.
+Trains `recipes/tiny/rlhf.yaml`. Printed are the share of held-out pairs that the reward model orders rightly (`pairs`), the mean reward
+of greedy answers to the 200 held-out prompts before and after PPO, the largest distance from the model at the start in any step (`kl`, KL
+divergence of an answer in nats; the recipe's target is 2), and the CPU seconds of all four stages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def reward(judge: Path, policy: Path) -> float:
 
     asked = [json.loads(line)["prompt"] for line in PROMPTS.read_text("utf-8").splitlines()]
     answers = luthier.load(policy).answers(asked, max_new_tokens=24)
-    turns = [[{"role": "user", "content": a}, {"role": "assistant", "content": b.text}] for a, b in zip(asked, answers, strict=True)]
+    turns = [
+        [{"role": "user", "content": a}, {"role": "assistant", "content": b.text}] for a, b in zip(asked, answers, strict=True)
+    ]
     scorer: Any = luthier.load(judge)
     return mean(scorer.score(turns))
 
