@@ -42,6 +42,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/preferences.py
 	$(BIN)/python benchmarks/reinforcement.py
+	$(BIN)/python benchmarks/generation.py
 
 pictures: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python docs/_reference/pictures.py

@@ -116,7 +116,6 @@ class Decoding:
             ("repetition_penalty", self.repetition_penalty != 1),
             ("presence_penalty", self.presence_penalty != 0),
             ("frequency_penalty", self.frequency_penalty != 0),
-            ("stop_strings", bool(self.stop_strings)),
         ):
             if set_:
                 raise UserError(
