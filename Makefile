@@ -43,6 +43,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/preferences.py
 	$(BIN)/python benchmarks/reinforcement.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/serving.py $(filter --quick,$(BENCH))
 
 pictures: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python docs/_reference/pictures.py

@@ -105,7 +105,7 @@ def test_overrides_on_the_page_fit(page, tmp_path):
     (first,) = blocks(ROOT / "docs/first-run.md", "yaml")
     (tmp_path / "first.yaml").write_text(first, "utf-8")
     for line in commands(page):
-        words = shlex.split(re.sub(r"--columns \S+", "", line))
+        words = shlex.split(re.sub(r"--(columns|adapter) \S+", "", line))
         overrides = [word for word in words if "=" in word and not word.startswith("-")]
         if words[0] != "luthier" or not overrides:
             continue

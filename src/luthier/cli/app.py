@@ -33,6 +33,7 @@ from luthier.cli.login import login
 from luthier.cli.models import models_app
 from luthier.cli.recipes import recipes_app
 from luthier.cli.runs import logs, runs_app, show, stop
+from luthier.cli.serve import serve
 from luthier.cli.template import template_app
 from luthier.cli.train import TakesFields, resume, train
 from luthier.cli.usage import is_usage_error, told
@@ -78,6 +79,7 @@ app.command()(logs)
 app.command()(chat)
 app.command()(compare)
 app.command()(classify)
+app.command()(serve)
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")

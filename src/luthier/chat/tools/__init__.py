@@ -12,7 +12,7 @@ from collections.abc import Callable
 from luthier.chat.tools import deepseek, glm4, glm4_moe, granite, harmony, hermes, llama3, mistral, qwen_xml, words
 from luthier.chat.tools.calls import Answer, Call, Tools
 
-__all__ = ["FORMATS", "Answer", "Call", "Tools", "parse", "recognise"]
+__all__ = ["FORMATS", "SIGNS", "Answer", "Call", "Tools", "parse", "recognise"]
 
 FORMATS: dict[str, Callable[[str, Tools | None], tuple[str, list[Call]]]] = {
     "words": words.parse,
@@ -28,7 +28,20 @@ FORMATS: dict[str, Callable[[str, Tools | None], tuple[str, list[Call]]]] = {
 }
 """Names of formats, as in `families.yaml`."""
 
-_SIGNS = {  # a foreign template that holds the text calls functions in that way; the first that fits
+SIGNS: dict[str, tuple[str, ...]] = {
+    "words": ("Action:",),
+    "hermes": ("<tool_call>",),
+    "qwen-xml": ("<tool_call>", "<function="),
+    "llama3": ("{", "[", "<|python_"),
+    "mistral": ("[TOOL_CALLS]", "["),
+    "deepseek": ("<｜tool▁call",),
+    "glm4": ("",),
+    "glm4-moe": ("<tool_call>",),
+    "granite": ("<|tool_call|>", "<tool_call>", "["),
+    "harmony": ("",),
+}
+"""Before which text no call begins, for those who read an answer while it is written; the empty text may begin anywhere."""
+_RECOGNISED = {  # a foreign template that holds the text calls functions in that way; the first that fits
     "qwen-xml": "<function=",
     "glm4-moe": "<arg_key>",
     "harmony": "<|channel|>commentary",
@@ -44,7 +57,7 @@ _THOUGHT = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*", re.DOTALL)
 
 def recognise(source: str) -> str | None:
     """The format in which a foreign template calls functions, None if it is none of ours."""
-    return next((name for name, sign in _SIGNS.items() if sign in source), None)
+    return next((name for name, sign in _RECOGNISED.items() if sign in source), None)
 
 
 def parse(text: str, form: str | None, tools: Tools | None = None) -> Answer:
