@@ -11,7 +11,7 @@ import torch
 import luthier
 from luthier.errors import Stopped, UserError
 from luthier.runs.folder import RunFolder
-from tests.e2e.test_preferences import StopAt, steps
+from tests.e2e.interrupted import StopAt, steps
 from tests.e2e.test_reinforcement import space_of, told
 from tests.workspace import Workspace, weights_of
 
@@ -107,8 +107,8 @@ def test_held_out_prompts_have_pairs_too(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
 def test_what_is_rewarded_becomes_likelier_also_on_held_out_prompts(tmp_path: Path, loss: str) -> None:
-    made = space(tmp_path, {"loss": loss}, data={"validation": 2}, evaluate={"every": 10}, method={"type": "full"})
-    overrides = ["train.max_steps=20", "train.learning_rate=1e-2", "stage.answers=16"]
+    made = space(tmp_path, {"loss": loss, "beta": 0.02}, data={"validation": 2}, evaluate={"every": 10}, method={"type": "full"})
+    overrides = ["train.max_steps=30", "train.batch_size=6", "train.learning_rate=1e-2", "stage.answers=16"]
     run = luthier.train(made.recipe, overrides=overrides, progress=False)
     rewards = [record["reward"] for record in steps(run)]
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.3

@@ -34,7 +34,7 @@ from luthier.objectives.advantages import (
 )
 from luthier.objectives.grpo import divergence
 from luthier.objectives.ppo import adapted
-from luthier.recipe.schema import GRPO, PPO
+from luthier.recipe.schema import GRPO, PPO, Rollout
 
 Array = NDArray[np.float64]
 QUANTILES = {"advantage/p05": 0.05, "advantage/p25": 0.25, "advantage/p50": 0.5, "advantage/p75": 0.75, "advantage/p95": 0.95}
@@ -83,8 +83,8 @@ class GroupEstimate:
         """Columns for `objectives.grpo`, and what is told."""
         stage, store = self.stage, drawn.store
         often, penal = stage.passes * stage.mini_batches > 1, bool(stage.beta) and stage.kl_in == "reward"
-        scored = self.scorer(drawn, logprob=often, reference=bool(stage.beta) and (penal or stage.passes > 1))
-        offsets, told = answer_offsets(store), {}
+        scored = self.scorer(drawn, logprob=often or served(stage), reference=bool(stage.beta) and (penal or stage.passes > 1))
+        offsets, told = answer_offsets(store), beside_sampler(stage, judged, scored)
         rewards, penalty = judged.rewards, np.zeros(offsets[-1])
         if penal:
             distance = _distance(scored.get("logprob", judged.logprobs), scored["reference"], stage)
@@ -118,7 +118,7 @@ class CriticEstimate:
         """Columns for `objectives.ppo`, and what is told."""
         stage, store = self.stage, drawn.store
         scored = self.scorer(drawn, logprob=True, value=True, reference=bool(self.beta))
-        offsets, told = answer_offsets(store), {"beta": self.beta}
+        offsets, told = answer_offsets(store), {"beta": self.beta} | beside_sampler(stage, judged, scored)
         distance = scored["logprob"] - scored["reference"] if self.beta else np.zeros(offsets[-1])
         rewards = token_rewards(judged.rewards, self.beta * distance, offsets)
         if stage.whiten_rewards:
@@ -135,6 +135,8 @@ class CriticEstimate:
         if stage.whiten_advantages:
             advantage = whitened(advantage)
         columns = {"advantage": advantage, "return": returns, "old_logprob": scored["logprob"], "old_value": scored["value"]}
+        if stage.importance_cap is not None:
+            columns["sampler_logprob"] = judged.logprobs
         return laid(columns, store), told
 
     def state(self) -> dict[str, float]:
@@ -148,6 +150,16 @@ class CriticEstimate:
 
 COLUMN = {"logprob": "old_logprob", "reference": "reference"}
 """What is scored → the column that objectives know it by."""
+
+
+def served(stage: Rollout) -> bool:
+    """Whether another program than the trainer writes the answers."""
+    return stage.writer != "torch"
+
+
+def beside_sampler(stage: Rollout, judged: Judged, scored: Mapping[str, Array]) -> dict[str, float]:
+    """How far the trainer's log-probabilities are from those of another program that sampled, in nats a token; empty if none did."""
+    return {"sampler_gap": float(np.abs(scored["logprob"] - judged.logprobs).mean())} if served(stage) else {}
 
 
 def answer_tokens(store: TokenStore) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from luthier.data.batch import Drawn
 from luthier.data.sides import CHOSEN, REJECTED
 from luthier.data.store import TokenStore
 from luthier.data.units import Units
-from luthier.engine.estimates import COLUMN, Scorer, laid
+from luthier.engine.estimates import COLUMN, Scorer, beside_sampler, laid, served
 from luthier.engine.evaluate import evaluate
 from luthier.engine.judged import Judged, as_store
 from luthier.objectives import Objective
@@ -67,12 +67,12 @@ class PairEstimate:
         self.stage, self.scorer = stage, scorer
 
     def __call__(self, judged: Judged, drawn: Drawn) -> tuple[dict[str, NDArray[np.float32]], dict[str, float]]:
-        """Columns for `objectives.online`, and nothing to tell."""
+        """Columns for `objectives.online`, and what is told of another program that wrote."""
         store = drawn.store
-        scored = self.scorer(drawn, reference=self.stage.passes > 1)
+        scored = self.scorer(drawn, logprob=served(self.stage), reference=self.stage.passes > 1)
         columns = {COLUMN[name]: column for name, column in scored.items()}
         columns[COUNTS] = np.repeat(telling(judged, self.stage.margin), store.supervised).astype(np.float64)
-        return laid(columns, store), {}
+        return laid(columns, store), beside_sampler(self.stage, judged, scored)
 
     def state(self) -> dict[str, float]:
         """Nothing."""

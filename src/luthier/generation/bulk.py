@@ -98,7 +98,7 @@ class _Desk:
         self.tokenizer, self.prompts, self.settings, self.answers, self.first = tokenizer, prompts, settings, answers, first
         self.cache = RowCache(model)
         self.rows = max(rows, answers) if self.cache.batched else 1
-        self.limits = _limits(prompts, settings, context_length(model)).repeat(answers)
+        self.limits = limits_of(prompts, settings, context_length(model)).repeat(answers)
         self.queue = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))  # taken from its end: short ones first
         if not self.cache.batched:  # a state cannot be forked: every answer reads its prompt
             self.queue = [prompt for prompt in self.queue for _ in range(answers)]
@@ -187,7 +187,7 @@ class _Desk:
         return self.tokenizer.decode(tokens[: len(tokens) - bool(stop)].tolist())
 
 
-def _limits(prompts: Sequence[Sequence[int]], settings: Decoding, context: int | None) -> NDArray[np.int64]:
+def limits_of(prompts: Sequence[Sequence[int]], settings: Decoding, context: int | None) -> NDArray[np.int64]:
     """Most tokens of an answer to each prompt.
 
     Raises:

@@ -91,7 +91,7 @@ class Surrogate:
         losses, low, high = clipped(ratio, advantage, self.clip_low, self.clip_high, self.clip_ceiling)
         metrics = {RUN: torch.ones_like(losses), "ratio": ratio.detach(), "clip_low": low.float(), "clip_high": high.float()}
         if self.importance_cap is not None:
-            weight = torch.exp(old - columns["sampler_logprob"]).clamp(max=self.importance_cap)
+            weight = mismatch(old, columns["sampler_logprob"], self.importance_cap)
             losses = losses * weight
             metrics["mismatch"] = weight
         if self.beta:
@@ -147,6 +147,11 @@ def clipped(
     losses = -torch.minimum(bounded * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
     with torch.no_grad():
         return losses, (ratio < 1 - low) & (advantage < 0), (ratio > 1 + high) & (advantage > 0)
+
+
+def mismatch(old: Tensor, sampler: Tensor, cap: float) -> Tensor:
+    """Weights against the difference between who sampled and who learns, [R]: π_old / π_sampler, at most `cap`."""
+    return torch.exp(old - sampler).clamp(max=cap)
 
 
 def divergence(logprob: Tensor, reference: Tensor, estimator: Estimator) -> Tensor:

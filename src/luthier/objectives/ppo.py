@@ -10,7 +10,8 @@ larger of the two errors counts, so the clip can only hold back.
 Rewards of tokens are -β (log π_old - log π_ref), the distance from the reference, and at the last token the answer's reward too.
 β is fixed, or steered towards a wanted distance (`adapted`).
 
-Columns of the batch, each float32 [R]: `advantage`, `old_logprob`, `old_value`, `return`.
+Columns of the batch, each float32 [R]: `advantage`, `old_logprob`, `old_value`, `return`, and `sampler_logprob` where tokens are weighed
+against another sampler's mismatch, as in `grpo`; the critic's error is not, because returns do not depend on who sampled.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.objectives.base import Loss, Objective, Scores
-from luthier.objectives.grpo import clipped
+from luthier.objectives.grpo import clipped, mismatch
 from luthier.recipe.schema import PPO
 
 
@@ -34,11 +35,13 @@ class ActorCritic:
         clip: ε of the ratio.
         clip_value: ε_V of the value, or None for the plain squared error.
         value_weight: c.
+        importance_cap: largest weight against the sampler's mismatch (see `grpo`), or None.
     """
 
     clip: float = 0.2
     clip_value: float | None = 0.2
     value_weight: float = 0.1
+    importance_cap: float | None = None
 
     def __call__(self, scores: Scores, batch: Batch) -> Loss:
         """The sums of one micro-batch."""
@@ -46,10 +49,15 @@ class ActorCritic:
         columns, owner = batch.columns, batch.target_segments
         ratio = torch.exp(scores.logprob - columns["old_logprob"])
         policy, low, high = clipped(ratio, columns["advantage"], self.clip, self.clip)
+        weight = torch.ones_like(policy)
+        if self.importance_cap is not None:
+            weight = mismatch(columns["old_logprob"], columns["sampler_logprob"], self.importance_cap)
         error = value_loss(scores.values, columns["old_value"], columns["return"], self.clip_value)
-        losses = policy + self.value_weight * error
+        losses = weight * policy + self.value_weight * error
         segments = torch.zeros(len(batch.source), device=losses.device).index_add_(0, owner, losses.detach())
         told = {"ratio": ratio, "clip_low": low.float(), "clip_high": high.float(), "policy_loss": policy, "value_loss": error}
+        if self.importance_cap is not None:
+            told["mismatch"] = weight
         if scores.entropy is not None:
             told["entropy"] = scores.entropy
         return Loss(losses.sum(), segments, {name: value.detach().sum() for name, value in told.items()})
@@ -84,5 +92,6 @@ def adapted(beta: float, measured: float, target: float, answers: int, horizon: 
 
 def ppo(stage: PPO) -> Objective:
     """The objective of stage `ppo`."""
-    loss = ActorCritic(stage.clip, stage.clip_value, stage.value_weight)
-    return Objective("ppo", "tokens", loss, METRICS, entropy=True, critic=True)
+    loss = ActorCritic(stage.clip, stage.clip_value, stage.value_weight, stage.importance_cap)
+    metrics = METRICS if stage.importance_cap is None else (*METRICS, "mismatch")
+    return Objective("ppo", "tokens", loss, metrics, entropy=True, critic=True)

@@ -48,6 +48,7 @@ from luthier.recipe.sections.stages.reinforcement import GRPO, PPO, OnlineDPO, R
 from luthier.recipe.sections.stages.scoring import Classification, RewardModelling
 from luthier.recipe.sections.train import Train
 from luthier.recipe.sections.watch import Checkpoint, Evaluate, Report, Samples
+from luthier.recipe.sections.writer import VLLM
 
 __all__ = [
     "BCO",
@@ -64,6 +65,7 @@ __all__ = [
     "SCORING",
     "STARTS_INSIDE",
     "STREAM_WINDOW",
+    "VLLM",
     "AdaLoRA",
     "Checkpoint",
     "Classification",
@@ -171,6 +173,9 @@ class Recipe(Section):
             raise ValueError("`train.batch_size` must be above 1 for stage `kto`: prompts are paired with answers to others")
         if self.data.streaming and isinstance(self.stage, Rollout):
             raise ValueError(f"`data.streaming` is not for stage `{self.stage.type}`: prompts are read before the first step")
+        served = isinstance(self.stage, Rollout) and self.stage.writer != "torch"
+        if served and (not isinstance(self.method, LoRA) or self.method.dora):
+            raise ValueError("`stage.writer: vllm` follows a LoRA adapter and nothing else: use `method: lora`, without `dora`")
         if self.data.streaming and getattr(self.stage, "reference", None) == "precompute":
             raise ValueError(
                 "`stage.reference: precompute` needs data that is read before the first step: leave `data.streaming` out"

@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from transformers import PreTrainedModel
+from collections.abc import Callable
+from dataclasses import replace
 
 from luthier.data.batch import GlobalBatches
 from luthier.data.loader import Batches
-from luthier.data.tokenizer import Tokenizer
 from luthier.engine.estimates import CriticEstimate, GroupEstimate, Scorer
 from luthier.engine.pairs import HeldOutPairs, PairEstimate
 from luthier.engine.parallel import World
 from luthier.engine.plan import Plan
 from luthier.engine.reference import Reference
-from luthier.engine.rollout import Estimate, Reinforcement, Rollouts
-from luthier.generation.bulk import Written, write_answers
+from luthier.engine.rollout import Estimate, Reinforcement, Rollouts, Writer
 from luthier.generation.chat import ChatModel
 from luthier.generation.sampling import Decoding
 from luthier.models.critic import ValueCritic
 from luthier.models.policy import Policy
 from luthier.objectives import objective_of
 from luthier.objectives.rewards import digest_of, judge_of
-from luthier.recipe.schema import GRPO, PPO, Distillation, OnlineDPO, Recipe, Rollout
+from luthier.recipe.schema import GRPO, PPO, VLLM, Distillation, OnlineDPO, Recipe, Rollout
 from luthier.workshop.watching import Watchers
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyWriter:
-    """The policy in training writes its answers itself, adapters and all; nothing is merged or copied.
-
-    Attributes:
-        model: the model, as it is at each call.
-        tokenizer: decodes token ids.
-        settings: how to answer.
-        answers: to each prompt.
-        rows: most answers at once.
-    """
-
-    model: PreTrainedModel
-    tokenizer: Tokenizer
-    settings: Decoding
-    answers: int
-    rows: int
-
-    def __call__(self, prompts: Sequence[Sequence[int]], first: int) -> list[Written]:
-        """See `engine.rollout.Writer`."""
-        how = {"answers": self.answers, "first": first, "rows": self.rows}
-        return write_answers(self.model, self.tokenizer, prompts, self.settings, **how)
+from luthier.workshop.writers import Followed, PolicyWriter, ServedWriter
 
 
 def learns_from_itself(recipe: Recipe) -> bool:
@@ -105,7 +78,7 @@ def rollouts_of(
     """What every step of a reinforcement stage learns from.
 
     Raises:
-        UserError: a reward cannot be made.
+        UserError: a reward cannot be made, or a server that is to write does not answer.
     """
     stage = recipe.stage
     assert isinstance(stage, GRPO | PPO | OnlineDPO)
@@ -114,13 +87,14 @@ def rollouts_of(
     settings = chat.decoding(max_new_tokens=stage.max_new_tokens, seed=recipe.train.seed, **sampling)
     texts = tuple(text for text in settings.stop_strings if len(chat.tokenizer.encode(text).ids) > 1)
     settings = replace(settings, stop_strings=texts)  # what is one token ends an answer as a token, and costs no decoding
+    write = _writers(stage, policy, chat, world)
     scorer = Scorer(policy, reference, plan.micro_batch_tokens, plan.packing, world)
     return Rollouts(
         prompts=prompts,
         stage=stage,
         seed=recipe.train.seed,
-        writer=PolicyWriter(policy.model, chat.tokenizer, settings, stage.answers, stage.rows),
-        examined=PolicyWriter(policy.model, chat.tokenizer, replace(settings, temperature=0.0), 1, stage.rows),
+        writer=write(settings, stage.answers),
+        examined=write(replace(settings, temperature=0.0), 1),
         judge=judge_of(stage.rewards),
         estimate=_estimate(stage, scorer),
         world=world,
@@ -137,3 +111,11 @@ def _estimate(stage: Reinforcement, scorer: Scorer) -> Estimate:
     if isinstance(stage, PPO):
         return CriticEstimate(stage, scorer)
     return PairEstimate(stage, scorer) if isinstance(stage, OnlineDPO) else GroupEstimate(stage, scorer)
+
+
+def _writers(stage: Rollout, policy: Policy, chat: ChatModel, world: World) -> Callable[[Decoding, int], Writer]:
+    """What makes a writer of so many answers to each prompt."""
+    if isinstance(stage.writer, VLLM):
+        followed = Followed(stage.writer, policy, world)
+        return lambda settings, answers: ServedWriter(followed, chat.tokenizer, settings, answers)
+    return lambda settings, answers: PolicyWriter(policy.model, chat.tokenizer, settings, answers, stage.rows)

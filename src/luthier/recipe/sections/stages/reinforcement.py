@@ -10,6 +10,7 @@ from luthier.recipe.sections.base import Above, Positive, Section, Share, Weight
 from luthier.recipe.sections.optimizer import Rate
 from luthier.recipe.sections.rewards import Rewards
 from luthier.recipe.sections.stages.preference import Pairwise
+from luthier.recipe.sections.writer import Writer
 
 Clip = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -64,9 +65,24 @@ class Rollout(Section):
     """Most answers that are written at once. Memory grows with it; the result does not depend on it."""
     show: Annotated[int, Field(ge=0)] = 2
     """Answers of each rollout that are kept in `samples.jsonl`, with their rewards."""
+    writer: Writer = "torch"
+    """Who writes the answers: the training model itself (`torch`), or a server: `{type: vllm, url: …}`."""
 
 
-class GRPO(Rollout):
+class PolicyGradient(Rollout):
+    """Rollouts whose tokens are weighed by how probable they were; they can be corrected where another program sampled them."""
+
+    importance_cap: Above | None = None
+    """Weigh tokens by how much likelier the trainer finds them than the sampler did, at most so much. With `writer: vllm` 2, else none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _corrected(cls, value: Any) -> Any:
+        foreign = isinstance(value, dict) and value.get("writer", "torch") != "torch"
+        return {"importance_cap": 2.0, **value} if foreign else value
+
+
+class GRPO(PolicyGradient):
     """Learn from the model's own answers, each compared with the others to the same prompt (Group Relative Policy Optimization)."""
 
     type: Literal["grpo"] = "grpo"
@@ -94,8 +110,6 @@ class GRPO(Rollout):
     """How the distance is estimated from the sampled tokens."""
     kl_weighted: bool = True
     """Weigh the distance in the loss by the importance ratio, which makes its gradient unbiased."""
-    importance_cap: Above | None = None
-    """Weigh tokens by how much likelier the trainer finds them than the sampler did, at most so much; for half precision."""
     resample: Annotated[int, Field(ge=0)] = 0
     """How often other prompts are drawn in place of those whose answers all earn the same (dynamic sampling)."""
     skip_cut: bool = False
@@ -116,7 +130,7 @@ class GRPO(Rollout):
         return self
 
 
-class PPO(Rollout):
+class PPO(PolicyGradient):
     """Learn from the model's own answers, with a critic that says what to expect (Proximal Policy Optimization)."""
 
     type: Literal["ppo"] = "ppo"
