@@ -136,7 +136,7 @@ def check_call(owner: str, name: str, call: ast.Call) -> None:
     if owner == "model":
         from luthier.generation.sampling import Decoding
 
-        settings = {keyword.arg for keyword in call.keywords} - {"system"}
+        settings = {keyword.arg for keyword in call.keywords} - {"system", "tools", "thinking"}
         assert settings <= set(Decoding.__dataclass_fields__)
 
 

@@ -5,7 +5,7 @@ r"""Many low-rank adapters on one base, each row of a batch answered by its own.
     row 2  by the base      y_2 = W x_2 + b
 
 The product with the frozen weight, which is nearly all of the work, is made once for all rows. Then the factors of the rows
-stand as A [B, r, in] and B [B, out, r], ranks filled up with zeros, and two batched products add every row's own difference:
+stand as A [B, r, in] and B [B, r, out], ranks filled up with zeros, and two batched products add every row's own difference:
 one pass, however many adapters (the idea of Punica, Chen et al. 2023, arXiv:2310.18547, in plain torch). A row of the base has
 zeros there, and stays bit for bit what it is.
 
@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError, did_you_mean
@@ -48,7 +49,7 @@ class Factors:
 
     Args:
         a: [r, in].
-        b: [out, r], times the scaling.
+        b: [r, out], turned round, times the scaling.
         stretch: ρ - 1 of DoRA, [out].
     """
 
@@ -71,7 +72,7 @@ class Adapter:
 
 
 class Mix:
-    """The adapters of the rows of a batch, and their factors side by side; made anew when rows join or leave.
+    """The adapters of the rows of a batch, and their factors side by side; made anew when rows join, cut when they leave.
 
     Args:
         rows: of each row its adapter, None where it has none.
@@ -88,6 +89,13 @@ class Mix:
             self._stacked[layer] = self._stack([row.layers.get(layer) if row else None for row in self.rows])
         return self._stacked[layer]
 
+    def keep(self, rows: Sequence[int]) -> Mix:
+        """Of these rows, in this order."""
+        kept = Mix([self.rows[row] for row in rows])
+        if not kept.bare:
+            kept._stacked = {name: factors and _picked(factors, rows) for name, factors in self._stacked.items()}
+        return kept
+
     @staticmethod
     def _stack(rows: Sequence[Factors | None]) -> Factors | None:
         some = [row for row in rows if row is not None]
@@ -96,17 +104,22 @@ class Mix:
         first = some[0]
         if all(row is first for row in rows):
             return first
-        rank = max(len(row.a) for row in some)
-        a = first.a.new_zeros(len(rows), rank, first.a.shape[1])
-        b = first.b.new_zeros(len(rows), first.b.shape[0], rank)
-        stretched = any(row.stretch is not None for row in some)
-        stretch = first.b.new_zeros(len(rows), 1, first.b.shape[0]) if stretched else None
-        for place, row in enumerate(rows):
-            if row is not None:
-                a[place, : len(row.a)], b[place, :, : len(row.a)] = row.a, row.b
-                if stretch is not None and row.stretch is not None:
-                    stretch[place, 0] = row.stretch
-        return Factors(a, b, stretch)
+        none = Factors(first.a[:0], first.b[:0])
+        a = pad_sequence([(row or none).a for row in rows], batch_first=True)
+        b = pad_sequence([(row or none).b for row in rows], batch_first=True)
+        if all(row.stretch is None for row in some):
+            return Factors(a, b)
+        flat = torch.zeros_like(first.b[0])
+        stretches = [flat if row is None or row.stretch is None else row.stretch for row in rows]
+        return Factors(a, b, torch.stack(stretches)[:, None])
+
+
+def _picked(factors: Factors, rows: Sequence[int]) -> Factors:
+    """Stacked factors of some rows; those that all rows share as they are."""
+    if factors.a.ndim == 2:
+        return factors
+    index = torch.tensor(rows, device=factors.a.device)
+    return Factors(factors.a[index], factors.b[index], None if factors.stretch is None else factors.stretch[index])
 
 
 class Adapters:
@@ -184,14 +197,15 @@ def _added(x: Tensor, y: Tensor, factors: Factors, bias: Tensor | None) -> Tenso
     """The outputs `y` [..., out] of a layer for `x` [..., in] with the differences; the first dimension is rows, or rows times tokens."""
     a, b, stretch = factors.a, factors.b, factors.stretch
     x = x.to(a.dtype)
-    if a.ndim == 3:
-        x, rows = x.reshape(len(a), -1, x.shape[-1]), y.reshape(len(a), -1, y.shape[-1])
-        update = torch.bmm(torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2)).to(y.dtype)
+    if a.ndim == 2:
+        inner, rows = x.reshape(-1, x.shape[-1]) @ a.T, y.reshape(-1, y.shape[-1])
+        added = rows.addmm(inner.to(y.dtype), b.to(y.dtype))
     else:
-        rows, update = y, (x @ a.T @ b.T).to(y.dtype)
+        inner, rows = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.mT), y.reshape(len(a), -1, y.shape[-1])
+        added = rows.baddbmm(inner.to(y.dtype), b.to(y.dtype))
     if stretch is not None:
-        update = update + stretch.to(y.dtype) * (rows if bias is None else rows - bias)
-    return (rows + update).view_as(y)
+        added = added + stretch.to(y.dtype) * (rows if bias is None else rows - bias)
+    return added.view_as(y)
 
 
 def _read(model: PreTrainedModel, folder: Path) -> dict[str, Factors]:
@@ -243,10 +257,10 @@ def _factors(layer: nn.Module, name: str, config: AdapterConfig, tensors: Mappin
     a = tensors[adapter_key(f"{name}.lora_A")].float().to(device)
     b = tensors[adapter_key(f"{name}.lora_B")].float().to(device) * scaling
     if not config.dora:
-        return Factors(a.to(dtype), b.to(dtype))
+        return Factors(a.to(dtype), b.T.to(dtype).contiguous())
     length = tensors[adapter_key(f"{name}.lora_magnitude_vector")].float().to(device)
     ratio = length / row_norms(dense_weight(layer).float() + b @ a)
-    return Factors(a.to(dtype), (ratio[:, None] * b).to(dtype), (ratio - 1).to(dtype))
+    return Factors(a.to(dtype), (ratio[:, None] * b).T.to(dtype).contiguous(), (ratio - 1).to(dtype))
 
 
 def _alone(what: str, folder: Path) -> UserError:

@@ -138,7 +138,7 @@ class RowCache:
             return
         unused = min(self._padding[row] for row in rows)
         self._padding = [self._padding[row] - unused for row in rows]
-        self._mix = Mix([self._mix.rows[row] for row in rows])
+        self._mix = self._mix.keep(rows)
         self._columns -= unused
         index = torch.tensor(rows, device=self._device)
         for _, layer in _filled(self._memory):
