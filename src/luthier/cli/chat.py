@@ -169,7 +169,7 @@ def compare(
         raise UserError("a model folder with an adapter has no checkpoints", where="--checkpoint", hint="Leave it out.")
     if adapter is None and (Path(name) / "config.json").is_file():
         raise UserError("a model alone has nothing to be compared with", where=name, hint="Name a run, or give `--adapter`.")
-    decoding = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    decoding: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     # With an adapter given, NAME is the base itself; else NAME is a run, which knows its base.
     both: tuple[dict[str, Any], ...] = ({}, {"adapter": adapter}) if adapter else ({"base": True}, {"checkpoint": checkpoint})
     answers = []
