@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
 
 import luthier
@@ -20,6 +21,7 @@ from luthier.export.merge import merge
 from luthier.models.adapters.format import is_adapter
 from luthier.models.scoring import Classifier
 from tests.e2e.test_reward_models import StopAt, steps
+from tests.repo.pages import blocks
 from tests.workspace import Workspace, weights_of
 
 WORDS = {"fruit": ("apple", "pear", "plum"), "tool": ("hammer", "saw", "file"), "animal": ("cat", "dog", "owl")}
@@ -28,7 +30,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "head": {"type": "freeze", "layers": 0},
     "freeze": {"type": "freeze", "layers": 1},
     "lora": {"type": "lora", "rank": 4},
-    "qlora": {"type": "lora", "rank": 4},
 }
 
 
@@ -65,9 +66,8 @@ def small_bert(folder: Path) -> Path:
 
 
 def space_of(folder: Path, method: str, task: str = "single", *, encoder: bool = False, **sections: Any) -> Workspace:
-    model = {"path": "model"} | ({"quantization": {"bits": 4}} if method == "qlora" else {})
     train = {"max_steps": 6, "batch_size": 8, "learning_rate": 3e-3, "micro_batch_tokens": 64}
-    given = {"train": train, "stage": {"type": "classify", "task": task}, "method": METHODS[method], "model": model}
+    given = {"train": train, "stage": {"type": "classify", "task": task}, "method": METHODS[method]}
     space = Workspace.make(folder, **given, **sections)
     if encoder:
         small_bert(folder / "model")
@@ -75,7 +75,6 @@ def space_of(folder: Path, method: str, task: str = "single", *, encoder: bool =
     return space
 
 
-@torch.no_grad()
 def plain_values(folder: Path, base: Path, texts: list[str], labels: int) -> Tensor:
     """What transformers and PEFT say of texts, padded together."""
     with warnings.catch_warnings():
@@ -85,6 +84,12 @@ def plain_values(folder: Path, base: Path, texts: list[str], labels: int) -> Ten
             model = peft.PeftModel.from_pretrained(model, str(folder))
         else:
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    return said_by(model, folder, texts)
+
+
+@torch.no_grad()
+def said_by(model: Any, folder: Path, texts: list[str]) -> Tensor:
+    """Values [N, labels] of texts, padded together."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model.config.pad_token_id = tokenizer.pad_token_id
     rows = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
@@ -92,7 +97,8 @@ def plain_values(folder: Path, base: Path, texts: list[str], labels: int) -> Ten
     return found
 
 
-CASES = [(method, False) for method in METHODS] + [(method, True) for method in ("full", "head", "lora")]
+CASES = [("head", False), ("lora", False), ("full", True), ("head", True), ("lora", True)]
+"""Method, and whether the model is an encoder; the other methods of decoders are in the table of stages."""
 QUICK = [("lora", False), ("full", True), ("lora", True)]
 
 
@@ -121,12 +127,80 @@ def test_it_learns_labels_resumes_to_the_bit_and_predicts_as_plain_transformers(
     expected, found = weights_of(run.path / "final"), weights_of(resumed.path / "final")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     texts = [row["text"] for row in texts_of("single")]
-    classifier = luthier.load(run.path / "final" if method == "qlora" else run)  # of the run, the base is loaded in four bits
+    classifier = luthier.load(run)
     assert isinstance(classifier, Classifier)
     assert classifier.labels.names == ("animal", "fruit", "tool")
     plain = plain_values(run.path / "final", tmp_path / "model", texts, 3).softmax(1)
     ours = torch.tensor([list(found.scores.values()) for found in classifier.predict(texts)])
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=0)
+
+
+def by_hand(folder: Path, root: Path) -> Any:
+    """A whole model with dense layers in its head, as the docs tell users of plain transformers to load it."""
+    [told] = [block for block in blocks(root / "docs/classification.md", "python") if "luthier_dense" in block]
+    here: dict[str, Any] = {}
+    exec(told.replace("runs/topics/final", str(folder)), here)
+    return here["model"]
+
+
+def with_head(folder: Path, base: Path) -> Any:
+    """An adapter with such a head, in plain PEFT: the base is given a head of that form first."""
+    labels = json.loads((folder / "labels.json").read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels["names"]), dtype=torch.float32)
+    name, last = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
+    sizes = (last.in_features, *labels["dense"])
+    dense = [part for each in pairwise(sizes) for part in (nn.Linear(*each), nn.GELU())]
+    model.set_submodule(name, nn.Sequential(*dense, nn.Linear(sizes[-1], last.out_features, last.bias is not None)))
+    return peft.PeftModel.from_pretrained(model, str(folder))
+
+
+DENSE = [*((method, False) for method in METHODS), ("lora", True)]
+
+
+@pytest.mark.parametrize(
+    ("method", "encoder"),
+    [
+        pytest.param(
+            *case, marks=[] if case == ("head", False) else [pytest.mark.slow], id="-".join((case[0], "encoder" * case[1]))
+        )
+        for case in DENSE
+    ],
+)
+def test_dense_layers_in_the_head_are_learnt_and_travel(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, method: str, encoder: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = space_of(tmp_path, method, encoder=encoder)
+    dense = ["stage.dense_layers=2", "stage.dense_width=16"]
+    run = luthier.train(space.recipe, overrides=dense, progress=False)
+    first, *_, last = steps(run)
+    assert last["loss"] < first["loss"]
+    with pytest.raises(Stopped):
+        luthier.train(space.recipe, overrides=dense, name="broken", callbacks=(StopAt(3),), progress=False)
+    expected, found = weights_of(run.path / "final"), weights_of(luthier.resume("broken", progress=False).path / "final")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert sorted(value.shape for name, value in expected.items() if name.startswith("score.") and "weight" in name) == (
+        [] if "lora" in method else [(3, 16), (16, 16), (16, 64)]
+    )
+
+    texts, final = [row["text"] for row in texts_of("single")], run.path / "final"
+    classifier = luthier.load(run)
+    assert isinstance(classifier, Classifier)
+    assert classifier.scorer.single is not encoder
+    ours = torch.tensor([list(said.scores.values()) for said in classifier.predict(texts)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = with_head(final, tmp_path / "model") if is_adapter(final) else by_hand(final, root)
+    torch.testing.assert_close(ours, said_by(plain, final, texts).softmax(1), atol=1e-4, rtol=0)
+
+    whole = merge(run.path, tmp_path / "merged") if is_adapter(final) else final
+    alone = luthier.load(whole)
+    assert isinstance(alone, Classifier)
+    theirs = torch.tensor([list(said.scores.values()) for said in alone.predict(texts)])
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    again = luthier.train(space.recipe, overrides=[*dense, f"model.path={whole}", "method=full"], name="again", progress=False)
+    assert steps(again)[0]["loss"] < first["loss"]
+    assert "drawn at random" not in (again.path / "log/rank-0.txt").read_text()
 
 
 @pytest.mark.parametrize("task", ["multi", "regression"])

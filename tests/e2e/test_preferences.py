@@ -10,15 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import luthier
 from luthier.errors import Stopped, UserError
-from luthier.models.adapters.format import is_adapter
-from luthier.models.hub import fetch
 from tests.e2e.interrupted import StopAt, steps
 from tests.workspace import Workspace, small_model, weights_of
 
@@ -130,50 +126,6 @@ WRONG = {
 def test_a_setting_without_a_meaning_is_refused(tmp_path: Path, named: str) -> None:
     with pytest.raises(UserError, match=named):
         luthier.train(space_of(tmp_path, stage=WRONG[named]).recipe, progress=False)
-
-
-STAGES: dict[str, Any] = {
-    "dpo": "dpo",
-    "aot": {"type": "dpo", "loss": "aot_unpaired"},
-    "orpo": "orpo",
-    "simpo": "simpo",
-    "cpo": "cpo",
-    "kto": "kto",
-    "bco": "bco",
-}
-TABLE: dict[str, dict[str, Any]] = {
-    "full": {"method": {"type": "full"}},
-    "freeze": {"method": {"type": "freeze", "layers": 1}},
-    "lora": {"method": {"type": "lora", "rank": 4}},
-    "qlora": {"method": {"type": "lora", "rank": 4}, "model": {"path": "tiny", "quantization": {"bits": 4}}},
-}
-QUICK = (("kto", "lora"),)
-
-
-@pytest.mark.parametrize(
-    ("stage", "method"),
-    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in ((s, m) for s in STAGES for m in TABLE)],
-)
-def test_each_stage_with_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, method: str) -> None:
-    """Three steps with the embedded model, the last two once more from a checkpoint, and the product in plain transformers and PEFT."""
-    monkeypatch.chdir(tmp_path)
-    train = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_tokens": 256}
-    sections = {"model": {"path": "tiny"}, "train": train, "checkpoint": {"every": 1}} | TABLE[method]
-    space = space_of(tmp_path, stage=STAGES[stage], **sections)
-    run = luthier.train(space.recipe, progress=False)
-    with pytest.raises(Stopped):
-        luthier.train(space.recipe, name="broken", callbacks=(StopAt(1),), progress=False)
-    resumed = luthier.resume("broken", progress=False)
-    assert [record["loss"] for record in steps(resumed)] == [record["loss"] for record in steps(run)]
-    expected, found = weights_of(run.path / "final"), weights_of(resumed.path / "final")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert is_adapter(run.path / "final") == ("lora" in method)
-    plain = AutoModelForCausalLM.from_pretrained(fetch("tiny") if "lora" in method else run.path / "final", dtype=torch.float32)
-    if "lora" in method:
-        plain = peft.PeftModel.from_pretrained(plain, run.path / "final")
-    held = {name.replace(".default.", "."): value for name, value in plain.state_dict().items()}
-    assert all(torch.equal(value.float(), held[name]) for name, value in expected.items())
 
 
 MEMORY = """

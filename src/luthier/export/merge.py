@@ -41,6 +41,7 @@ from luthier.models.adapters.borrowed import check_mergeable
 from luthier.models.adapters.format import kind_of
 from luthier.models.adapters.merge import merge as merge_adapter
 from luthier.models.catalog import template_of
+from luthier.models.dense_head import FILE as DENSE_FILE
 from luthier.models.hub import fetch
 from luthier.models.legacy.convert import origin, to_original
 from luthier.models.legacy.norm_head import copy_trained
@@ -49,7 +50,7 @@ from luthier.models.methods import load_adapter
 from luthier.models.policy import save_description, save_model
 from luthier.models.quantize.base import round_weights
 from luthier.models.quantize.scheme import Scheme
-from luthier.models.score_head import is_scorer
+from luthier.models.score_head import DENSE, is_scorer
 from luthier.models.scoring import scores, scoring_of
 from luthier.models.source import Source, find_source
 from luthier.recipe.schema import PLAIN, LoRA
@@ -242,6 +243,10 @@ def model_card(source: Source, model: PreTrainedModel) -> str:
     if from_hub:
         header += f"\nbase_model: {origin}"
     listing = "\n".join(f"- {part}" for part in parts)
+    if getattr(model.config, DENSE, None):
+        listing += (
+            f"\n\nIts head has dense layers, which lie in `{DENSE_FILE}`: `luthier.load` finds them, transformers alone does not."
+        )
     return f"""---
 {header}
 ---

@@ -29,6 +29,7 @@ import luthier.models.legacy.deepseek_moe_model
 import luthier.models.legacy.yuan_model  # noqa: F401
 from luthier.errors import UserError
 from luthier.models.attention import NAME as SEGMENTS
+from luthier.models.dense_head import dense_names, insert_dense, read_dense
 from luthier.models.fusion import fuse
 from luthier.models.hub import fetch
 from luthier.models.images import refuse_images
@@ -52,7 +53,7 @@ class Scoring:
     """That a model shall score texts, and how its head begins where the folder has none.
 
     Attributes:
-        labels: what it says of a text.
+        labels: what it says of a text, and through which dense layers.
         pad: token that fills up rows: which token of a text is its last one depends on it.
         seed: of the values of a new head.
     """
@@ -143,7 +144,7 @@ def _whole(folder: Path, scoring: Scoring | None, **options: Any) -> PreTrainedM
         raise UserError(f"a weight file cannot be read ({error})", where=str(folder), hint="Fetch it again.") from None
     wrong = sorted(report["missing_keys"]) + sorted(key[0] for key in report["mismatched_keys"])
     if scoring is not None:
-        wrong = _without_head(model, wrong)
+        wrong = _without_head(model, _with_dense(model, folder, scoring, wrong))
     if wrong:
         raise UserError(
             f"{len(wrong)} weights are missing or of another shape than the config says, such as `{wrong[0]}`",
@@ -153,6 +154,15 @@ def _whole(folder: Path, scoring: Scoring | None, **options: Any) -> PreTrainedM
     if scoring is None:
         unfold(model, folder)
     return model
+
+
+def _with_dense(model: PreTrainedModel, folder: Path, scoring: Scoring, missing: list[str]) -> list[str]:
+    """Put the head's dense layers in, if it has some; the names of missing weights, with theirs if the folder has none."""
+    if not scoring.labels.dense:
+        return missing
+    name = insert_dense(model, scoring.labels.dense, seed=scoring.seed)
+    others = [key for key in missing if not key.startswith(f"{name}.")]
+    return others if read_dense(model, folder) else [*others, *dense_names(model)]
 
 
 def _without_head(model: PreTrainedModel, missing: list[str]) -> list[str]:

@@ -32,6 +32,7 @@ from luthier.models.adapters.insert import adapter_config
 from luthier.models.adapters.prompts import prefix_length, prompt_of
 from luthier.models.attention import packed_row
 from luthier.models.balance import Balance
+from luthier.models.dense_head import dense_names, write_dense
 from luthier.models.head import Head, decoder, describe, live
 from luthier.models.legacy.norm_head import HEAD, NormHead, at_rest
 from luthier.models.loading import load_as_stored, quiet
@@ -245,7 +246,7 @@ class Policy:
 def save_model(
     model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None = None, *, max_shard_size: str = "5GB"
 ) -> None:
-    """Write a plain model as a transformers folder: config, generation config, safetensors; tied weights once.
+    """Write a plain model as a transformers folder: config, generation config, safetensors; tied weights once, dense layers beside.
 
     Args:
         model: without adapter (merge first).
@@ -258,7 +259,9 @@ def save_model(
     state = {name: cast.get(id(value), value) for name, value in model.state_dict(keep_vars=True).items()}
     if isinstance(model.get_output_embeddings(), NormHead):
         state[HEAD] = at_rest(folder, state[HEAD])
-    plain = {name: value.detach() for name, value in state.items()}
+    beside = dense_names(model)
+    write_dense(folder, state, beside)
+    plain = {name: value.detach() for name, value in state.items() if name not in beside}
     with _as_published(model), quiet():
         model.save_pretrained(folder, state_dict=plain, max_shard_size=max_shard_size)
 

@@ -4,11 +4,11 @@ Reward models, classifiers and critics are sequence-classification models of tra
 differs is what is read off:
 
 * `values(batch)`: one number for each label and segment, [S, labels]. A decoder reads them off the state h of the segment's last token,
-  W h, in float32. Which token is last is decided as in transformers: the last one that is not the padding token, so a saved model scores
-  the same text alike everywhere, even where the padding token also ends texts;
+  W h, in float32, or through the dense layers of `dense_head`. Which token is last is decided as in transformers: the last one that is
+  not the padding token, so a saved model scores the same text alike everywhere, even where the padding token also ends texts;
 * `token_values(batch)`: one number for each target, [R], read off the state that predicts it: what a critic says of a state.
 
-Whether the head is a single matrix is not assumed: it is compared with what the model itself says of 8 tokens. Where it is more (BERT's
+Whether the head is no more than that is not assumed: it is compared with what the model itself says of 8 tokens. Where it is more (BERT's
 pooler, RoBERTa's two layers), the whole model is run on padded rectangles, and there are no values of tokens.
 """
 
@@ -17,36 +17,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
 from luthier.errors import UserError
+from luthier.models.dense_head import Dense
 from luthier.models.head import PROBE_TOKENS, Head, decoder, evaluating, probe_tokens, relative_difference
 from luthier.models.policy import Policy, padded_index
-from luthier.models.score_head import head_names, output_layer
+from luthier.models.score_head import head_names, last_matrix, output_layer
 
 TOLERANCE = 1e-4
-"""How far a head that is a single matrix may be from what the model says, relative to it, beyond the rounding of its type."""
+"""How far a head that reads one state may be from what the model says, relative to it, beyond the rounding of its type."""
 
 
 class Scorer(Policy):
     """A sequence-classification model in training. Arguments are those of `Policy`.
 
     Attributes:
-        single: the head is one matrix over the last token's state; else the model is run whole.
+        single: the head reads the last token's state and nothing else; else the model is run whole.
     """
 
     single: bool
 
     def _described(self) -> Head:
-        """The head as a matrix, and whether that is all there is to it."""
+        """The head's last matrix, and whether the head reads one state."""
         self.single = len(head_names(self.model)) == 1 and self._is_single()
         return self.head
 
     @property
     def head(self) -> Head:
         """The last layer, with its present weight [labels, H]."""
-        layer = _last_matrix(self.model)
+        layer = last_matrix(self.model)
         return Head(layer.weight, getattr(layer, "bias", None))  # type: ignore[arg-type]
 
     @property
@@ -77,7 +77,7 @@ class Scorer(Policy):
         """What the model says before each target, float32 [R]: the first label, read off the state that predicts the target.
 
         Raises:
-            UserError: the head is more than a matrix over one state.
+            UserError: the head reads more than one state.
         """
         if not self.single:
             raise UserError(f"{type(self.model).__name__} has no values of single tokens", hint="Use a decoder-only model.")
@@ -99,25 +99,26 @@ class Scorer(Policy):
 
     def _read(self, states: Tensor) -> Tensor:
         """Scores float32 [N, labels] of states [N, H]."""
-        head = self.head
-        return linear(states.float(), head.weight.float(), None if head.bias is None else head.bias.float())
+        values = states.float()
+        for part in self._layers():
+            weight, bias = getattr(part, "weight", None), getattr(part, "bias", None)
+            values = part(values) if weight is None else linear(values, weight.float(), None if bias is None else bias.float())
+        return values
+
+    def _layers(self) -> tuple[nn.Module, ...]:
+        """What a state goes through on its way to the scores."""
+        head = output_layer(self.model)
+        dense = [part for part in head.modules() if isinstance(part, Dense)] if head is not None else []
+        return tuple(dense[-1]) if dense else (last_matrix(self.model),)
 
     def _is_single(self) -> bool:
-        if getattr(output_layer(self.model), "weight", None) is None:
-            return False
+        first = self._layers()[0]
         tokens = probe_tokens(self.model, PROBE_TOKENS)
         tokens = tokens[tokens != self._pad][None]
         with evaluating(self.model):
             states = decoder(self.model)(input_ids=tokens, use_cache=False).last_hidden_state[0]
             said = self.model(input_ids=tokens).logits[0]
-            if states.shape[-1] != self.head.weight.shape[-1]:
+            if states.shape[-1] != first.weight.shape[-1]:  # type: ignore[index]
                 return False
             mine = self._read(states[-1])
         return relative_difference(mine, said) <= max(TOLERANCE, 8 * torch.finfo(states.dtype).eps)
-
-
-def _last_matrix(model: PreTrainedModel) -> nn.Module:
-    """The last layer of the head."""
-    head = output_layer(model)
-    assert head is not None
-    return [part for part in head.modules() if getattr(getattr(part, "weight", None), "ndim", 0) == 2][-1]

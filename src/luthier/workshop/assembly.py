@@ -136,7 +136,7 @@ def assemble(
     scoring = None
     if stage in SCORING:
         recipe = _with_labels(recipe, dataset)
-        objective, scoring = objective_of(recipe.stage), Scoring(_labels(recipe), tokenizer.pad_id, recipe.train.seed)
+        objective, scoring = objective_of(recipe.stage), Scoring(_labels(recipe, folder), tokenizer.pad_id, recipe.train.seed)
     model = load_model(section, dtype=DTYPES[precision], device=world.device, scoring=scoring)
     if new := getattr(model, FRESH, ()):
         watchers.note(f"new and drawn at random: {', '.join(f'`{name}`' for name in new)}")
@@ -199,10 +199,13 @@ def _with_labels(recipe: Recipe, dataset: Dataset) -> Recipe:
     return recipe.model_copy(update={"stage": with_labels(recipe.stage, dataset.store)})
 
 
-def _labels(recipe: Recipe) -> Labels:
-    """What the values of the recipe's model stand for."""
+def _labels(recipe: Recipe, folder: Path) -> Labels:
+    """What the values of the recipe's model stand for, and the head that gives them."""
     stage = recipe.stage
-    return Labels(stage.labels, PROBLEMS[stage.task]) if isinstance(stage, Classification) else REWARD
+    if not isinstance(stage, Classification):
+        return REWARD
+    width = stage.dense_width or read_config(folder, scoring=True).get_text_config().hidden_size
+    return Labels(stage.labels, PROBLEMS[stage.task], (width,) * stage.dense_layers)
 
 
 def _policy(recipe: Recipe, model: PreTrainedModel, tokenizer: Tokenizer, batches: Batches, saved: Path | None) -> Policy:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
-from luthier.recipe.sections.base import Section, Weight
+from luthier.recipe.sections.base import Positive, Section, Weight
 
 
 class Classification(Section):
@@ -18,12 +18,23 @@ class Classification(Section):
     labels: tuple[str, ...] = ()
     """Names of the labels, in the order of the model's values. Default: those in the data, sorted; a stream needs them here."""
 
+    dense_layers: Annotated[int, Field(ge=0)] = 0
+    """Dense layers (with GELU) before the head's last matrix, trained by every method; for labels that one matrix does not tell apart."""
+    dense_width: Positive | None = None
+    """Width of those layers. Default: that of the model's states."""
+
     @field_validator("labels")
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("`stage.labels` names a label twice")
         return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Classification:
+        if self.dense_width and not self.dense_layers:
+            raise ValueError("`stage.dense_width` is for `stage.dense_layers` above 0")
+        return self
 
 
 class RewardModelling(Section):
