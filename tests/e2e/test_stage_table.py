@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 import luthier
+from luthier.data.wanted import WANTED
 from luthier.errors import Stopped
 from luthier.generation.chat import ChatModel
 from luthier.models.adapters.format import is_adapter
@@ -41,10 +42,11 @@ OPINIONS = [
 TOPICS = [{"text": text, "label": kind} for row in TRIPLES for kind, text in zip(("asks", "counts", "repeats"), row, strict=True)]
 PROMPTS = [{"prompt": question} for question in QUESTIONS]
 REWARD = """
-def vowels(answers):
-    return [sum(letter in "aeiou" for letter in answer.text.lower()) / (1 + len(answer.text)) for answer in answers]
+def sums(answers):
+    return [sum(map(ord, answer.text)) % 8 / 8 for answer in answers]
 """
-WRITTEN = {"rewards": {"python": "reward.py:vowels", "name": "vowels"}, "answers": 2, "max_new_tokens": 6}
+WRITTEN = {"rewards": {"python": "reward.py:sums", "name": "sums"}, "answers": 2, "max_new_tokens": 6, "temperature": 2.0}
+"""Answers are worth what their letters happen to add up to, so that hardly two of them are worth the same."""
 
 STAGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "pt": ({"type": "pt"}, DOCUMENTS),
@@ -60,6 +62,7 @@ STAGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "rm": ({"type": "rm"}, PAIRS),
     "classify": ({"type": "classify"}, TOPICS),
     "distill": ({"type": "distill", "teacher": "teacher"}, CONVERSATIONS),
+    "online_dpo": ({"type": "online_dpo"} | WRITTEN, PROMPTS),
     "grpo": ({"type": "grpo", "beta": 0.05, "mini_batches": 2} | WRITTEN, PROMPTS),
     "ppo": ({"type": "ppo", "passes": 2} | WRITTEN, PROMPTS),
 }
@@ -143,6 +146,10 @@ def in_plain(run: luthier.Run, stage: str, method: str) -> Any:
             if hasattr(layer, "support_avx512bf16_for_cpu"):  # or bitsandbytes computes in bfloat16 where it can
                 layer.support_avx512bf16_for_cpu = False
         return peft.PeftModel.from_pretrained(base, str(final))
+
+
+def test_no_stage_is_missing() -> None:
+    assert {section["type"] for section, _ in STAGES.values()} == set(WANTED)
 
 
 CELLS = [(stage, method) for stage in STAGES for method in METHODS]
