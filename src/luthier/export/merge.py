@@ -34,7 +34,7 @@ from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
 from luthier.errors import UserError
 from luthier.export.stream import stream
-from luthier.export.tensors import bytes_of, write_model
+from luthier.export.tensors import free_folder, shard_size, write_model
 from luthier.files import is_disk_full, publish, temporary_sibling
 from luthier.generation.chat import ChatModel
 from luthier.models.adapters.borrowed import check_mergeable
@@ -91,15 +91,8 @@ def merge(
         UserError: nothing found under that name, `out` holds something, the size is none, the adapter is a prefix or a prompt, which no
             weight can hold, or the disk is full.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("already there, and not empty", where=str(out), hint="Give another folder with `--out`.")
-    try:
-        largest = bytes_of(max_shard_size)
-    except ValueError:
-        raise UserError(
-            f"`{max_shard_size}` is not a size", where="--max-shard-size", hint="Write it as `2GB` or `500MB`."
-        ) from None
+    out = free_folder(out)
+    largest = shard_size(max_shard_size)
     source = find_source(run_or_folder, adapter=adapter, checkpoint=checkpoint)
     if source.adapter is not None:
         check_mergeable(kind_of(source.adapter))
@@ -192,7 +185,7 @@ def _own_dtype(source: Source) -> torch.dtype:
 def _publish(source: Source, model: PreTrainedModel, out: Path, write: Callable[[Path], None], original_names: bool) -> None:
     """Write the folder under a temporary name and rename it; `write` writes the model, which may be without weights here."""
     tokenizer = load_tokenizer(source.tokenizer)
-    template = _learnt_template(source, tokenizer)
+    template = learnt_template(source, tokenizer)
     if template is not None and getattr(model, "generation_config", None) is not None:
         # A base model's own ends often lack the template's end of turn, and then a tuned model seems never to stop.
         model.generation_config.eos_token_id = sorted(ChatModel(model, tokenizer, template).stop_ids()) or None
@@ -221,7 +214,7 @@ def _first_base(source: Source) -> Path:
     return fetch(model.path, hub=model.hub, revision=model.revision)
 
 
-def _learnt_template(source: Source, tokenizer: Tokenizer) -> ChatTemplate | None:
+def learnt_template(source: Source, tokenizer: Tokenizer) -> ChatTemplate | None:
     """The chat template that a run learnt with; None where nothing is known beyond the tokenizer's own."""
     if source.recipe is None or source.recipe.stage.type in PLAIN:
         return None
@@ -229,18 +222,22 @@ def _learnt_template(source: Source, tokenizer: Tokenizer) -> ChatTemplate | Non
     return resolve(data.template, tokenizer.chat_template, tokenizer.variables, data.thinking, fallback=fallback)
 
 
+def from_hub(name: str) -> bool:
+    """Whether this is a model's or data set's id on a hub, and no folder or file of this machine."""
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not Path(name).exists()
+
+
 def model_card(source: Source, model: PreTrainedModel) -> str:
     """A short README: what the model is made of, and how to load it."""
     origin = source.recipe.model.path if source.recipe is not None else source.base.path
-    from_hub = not Path(origin).is_dir() and "/" in origin
-    parts = [f"base model: {origin if from_hub else Path(origin).name}"]
+    parts = [f"base model: {origin if from_hub(origin) else Path(origin).name}"]
     if source.recipe is not None:
         parts += [f"stage: {source.recipe.stage.type}", f"method: {source.recipe.method.type}"]
     parts.append(f"parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
     parts.append(f"dtype: {str(model.dtype).removeprefix('torch.')}")
     kind, task = ("CausalLM", "text-generation") if not is_scorer(model) else ("SequenceClassification", "text-classification")
     header = f"library_name: transformers\npipeline_tag: {task}\ntags: [luthier]"
-    if from_hub:
+    if from_hub(origin):
         header += f"\nbase_model: {origin}"
     listing = "\n".join(f"- {part}" for part in parts)
     if getattr(model.config, DENSE, None):

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from luthier.errors import UserError
 from luthier.files import write_json
 from luthier.models.stored import TYPES
 
@@ -48,6 +49,30 @@ def bytes_of(size: str) -> int:
     if match is None:
         raise ValueError(size)
     return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def free_folder(out: str | Path) -> Path:
+    """The folder to write.
+
+    Raises:
+        UserError: it holds something.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("already there, and not empty", where=str(out), hint="Give another folder with `--out`.")
+    return out
+
+
+def shard_size(text: str) -> int:
+    """`--max-shard-size` in bytes.
+
+    Raises:
+        UserError: it is not a size.
+    """
+    try:
+        return bytes_of(text)
+    except ValueError:
+        raise UserError(f"`{text}` is not a size", where="--max-shard-size", hint="Write it as `2GB` or `500MB`.") from None
 
 
 def write_model(folder: Path, tensors: Mapping[str, Later], *, largest: int) -> None:

@@ -87,12 +87,12 @@ def login(token: str, hub: Hub = "auto") -> str:
         UserError: the hub refuses the token, or its library is not installed.
     """
     if (default_hub() if hub == "auto" else hub) == "modelscope":
-        api = _modelscope().hub.api.HubApi()
+        api = modelscope().hub.api.HubApi()
         try:
             api.login(token)
         except Exception as error:  # the library raises its own, requests' and plain ones
             raise UserError(
-                f"ModelScope refused the token ({_first_line(error)})", hint="Make a new one on modelscope.cn."
+                f"ModelScope refused the token ({first_line(error)})", hint="Make a new one on modelscope.cn."
             ) from error
         return "ModelScope"
     import huggingface_hub
@@ -101,7 +101,7 @@ def login(token: str, hub: Hub = "auto") -> str:
         huggingface_hub.login(token=token, add_to_git_credential=False)
     except Exception as error:  # the library's own, its HTTP client's (no network) and plain ones
         raise UserError(
-            f"Hugging Face refused the token ({_first_line(error)})", hint="Make a new one at huggingface.co/settings/tokens."
+            f"Hugging Face refused the token ({first_line(error)})", hint="Make a new one at huggingface.co/settings/tokens."
         ) from error
     return "Hugging Face"
 
@@ -149,7 +149,7 @@ def _from_huggingface(name: str, revision: str | None, *, asked: str) -> Path:
         ) from None
     except Exception as error:  # whatever the network raises, by whichever client the library uses
         raise UserError(
-            f"the download failed ({_first_line(error)})", where=asked, hint="Run it again; it goes on from here."
+            f"the download failed ({first_line(error)})", where=asked, hint="Run it again; it goes on from here."
         ) from error
 
 
@@ -164,18 +164,18 @@ def _snapshot(download: Callable[..., str], name: str, revision: str | None) -> 
 
 
 def _from_modelscope(name: str, revision: str | None, *, asked: str) -> Path:
-    library = _modelscope()
+    library = modelscope()
     try:
         return _snapshot(library.snapshot_download, name, revision)
     except Exception as error:  # the library raises its own, requests' and plain ones
         raise UserError(
-            f"ModelScope did not give the model ({_first_line(error)})",
+            f"ModelScope did not give the model ({first_line(error)})",
             where=asked,
             hint="Check the name; for a private or gated model set MODELSCOPE_API_TOKEN or run `luthier login`.",
         ) from error
 
 
-def _modelscope():  # type: ignore[no-untyped-def]
+def modelscope():  # type: ignore[no-untyped-def]
     """The ModelScope library, logged in with `MODELSCOPE_API_TOKEN` if that is set."""
     if importlib.util.find_spec("modelscope") is None:
         raise UserError(
@@ -189,5 +189,6 @@ def _modelscope():  # type: ignore[no-untyped-def]
     return modelscope
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says first."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
