@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 test: lint
 	$(TEST_ENV) $(BIN)/pytest -n 2 -m "not slow"
 
-test-all: lint $(VENV)/.installed-fuzz
+test-all: lint $(VENV)/.installed-fuzz $(VENV)/.installed-llamacpp
 	$(TEST_ENV) LUTHIER_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -n 2
 
 test-compat: $(COMPAT)/.installed
@@ -77,6 +77,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # atheris is not to be had for every Python and system; without it hypothesis has the time for itself.
 $(VENV)/.installed-fuzz: $(VENV)/.installed-dev
 	-$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt 'atheris>=3.0'
+	@touch $@
+
+# llama.cpp is built from its source, which needs cmake and a compiler; where it cannot be, its tests are skipped and say so.
+$(VENV)/.installed-llamacpp: $(VENV)/.installed-dev
+	-CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-2} CMAKE_ARGS="-DLLAVA_BUILD=OFF" \
+		$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[llamacpp]'
 	@touch $@
 
 $(COMPAT)/.installed: $(PACKAGING)

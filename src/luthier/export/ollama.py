@@ -6,6 +6,7 @@ is asked to render short conversations of known words, and what it writes around
     first ┬ no system prompt:  before the first question
           └ system prompt:     before it, between it and the first question
     then                       after a question, before an answer, after an answer, before the next question
+    at last                    between the last question and the answer that is wanted
 
 This covers templates that put the system prompt into the first question (Llama 2, Gemma, Mistral) as well as those that give it a
 turn of its own or have a standard one. What it writes is held against the Jinja template on longer conversations; a template that does
@@ -53,6 +54,7 @@ class Pieces:
         before_assistant: between that and an answer.
         after_assistant: after an answer.
         before_user: between that and the next question.
+        prompt: between the last question and the answer that is wanted.
     """
 
     opening: str
@@ -62,6 +64,7 @@ class Pieces:
     before_assistant: str
     after_assistant: str
     before_user: str
+    prompt: str
 
     def text(self, messages: Sequence[Message]) -> str:
         """A conversation as Ollama will write it, up to the next answer."""
@@ -74,7 +77,7 @@ class Pieces:
             if turn["role"] == "assistant":
                 before, after = self.before_assistant, self.after_assistant
             parts += [before, turn["content"], after]
-        return "".join(parts) + self.before_assistant
+        return "".join(parts) + self.prompt
 
     def go(self) -> str:
         """The same as a template of Go.
@@ -94,7 +97,7 @@ class Pieces:
             f'{{{{ if eq .Role "user" }}}}{{{{ if {first} }}}}{start}{{{{ else }}}}{self.before_user}{{{{ end }}}}'
             f"{{{{ .Content }}}}{self.after_user}"
             f'{{{{ else if eq .Role "assistant" }}}}{self.before_assistant}{{{{ .Content }}}}{self.after_assistant}{{{{ end }}}}'
-            f"{{{{ end }}}}{self.before_assistant}"
+            f"{{{{ end }}}}{self.prompt}"
         )
 
 
@@ -116,6 +119,8 @@ def pieces_of(template: ChatTemplate, begins: str = "") -> Pieces:
     try:
         opening, after_user = _around(render(user), USER)
         _, tail = _around(render(user, prompt=True), USER)
+        if not tail.startswith(after_user):
+            after_user = ""
         between, rest = _around(render(user, assistant, user, prompt=True).partition(USER)[2], ASSISTANT)
         after_assistant, (before_user, _) = "", _around(rest, USER)
         ended = _around(render(user, assistant), ASSISTANT)[1]
@@ -124,12 +129,13 @@ def pieces_of(template: ChatTemplate, begins: str = "") -> Pieces:
         found = Pieces(
             opening=opening,
             **_system(render, user, after_user),
-            after_user=after_user if between.startswith(after_user) else "",
+            after_user=after_user,
             before_assistant=between.removeprefix(after_user),
             after_assistant=after_assistant,
             before_user=before_user,
+            prompt=tail.removeprefix(after_user),
         )
-        same = tail == found.after_user + found.before_assistant and _agrees(found, render)
+        same = _agrees(found, render)
     except (TemplateRefused, ValueError):
         same = False
     if not same:
