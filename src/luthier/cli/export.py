@@ -130,13 +130,15 @@ def gguf(
     checkpoint: Step = None,
     adapter: Adapter = None,
     tolerance: Tolerance = None,
-    check: Annotated[bool, typer.Option(help="Read the file back and compare it with the model.")] = True,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not read the file back: the model stands in memory for that.")
+    ] = False,
 ) -> None:
     """Write a model as one file for llama.cpp, with tokenizer and chat template."""
     from luthier.export.gguf.export import export_gguf
 
     found = export_gguf(
-        name, out, kind=type_, adapter=adapter, checkpoint=checkpoint, tolerance=tolerance, check=check, tell=_note
+        name, out, kind=type_, adapter=adapter, checkpoint=checkpoint, tolerance=tolerance, check=not no_check, tell=_note
     )
     _done(f"GGUF file written to {out}", found)
 

@@ -159,7 +159,8 @@ def _rounded(folder: Path, method: Method) -> PreTrainedModel:
         from torchao.quantization.granularity import PerGroup
 
         four = method == "torchao-int4"
-        settings = TorchAoConfig(IntxWeightOnlyConfig(torch.int4, granularity=PerGroup(32)) if four else Int8WeightOnlyConfig())
+        int4 = torch.int4  # type: ignore[attr-defined]
+        settings = TorchAoConfig(IntxWeightOnlyConfig(int4, granularity=PerGroup(32)) if four else Int8WeightOnlyConfig())
     device = {"": "cuda" if torch.cuda.is_available() else "cpu"}
     return AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=settings, device_map=device, dtype="auto", use_safetensors=True, local_files_only=True
