@@ -26,6 +26,7 @@ COMMANDS = {
     "login",
     "adapters",
     "runs",
+    "serve",
     "recipes",
     "data",
     "models",
