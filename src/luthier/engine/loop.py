@@ -206,6 +206,8 @@ def _step(job: Job) -> Pending:
         job.allocator.observe(job.optimizer.gradients(), state.step + 1)
     update = job.optimizer.step(sums.loss, rate)
     state.step += 1
+    if job.reference is not None:
+        job.reference.follow(state.step)
     if job.allocator is not None:
         job.optimizer.switch_off(job.allocator.choose(state.step))
     whole = drawn.whole()

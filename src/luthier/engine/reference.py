@@ -6,6 +6,13 @@
   the place of the present ones for the pass. It is saved with each checkpoint.
 * Weights that are trained whole need a frozen copy of themselves. It is not saved: the base model still has them.
 
+It may also follow the policy (`stage.reference: {update: n, mix: α}`; Trust Region DPO, Gorbatovski et al. 2024,
+arXiv:2404.09656). Every n steps
+
+    θ_ref ← α θ + (1 - α) θ_ref
+
+so that β holds the policy to where it was of late, not to where it began. That takes a copy, which is saved with each checkpoint.
+
 Or the log-probabilities are computed once, before the first step (`stage.reference: precompute`, see `precomputed`): then a step costs no
 more than one of supervised fine-tuning.
 """
@@ -25,7 +32,7 @@ from luthier.generation.decode import evaluating
 from luthier.models.adapters.lora import without_adapters
 from luthier.models.policy import Policy
 from luthier.objectives import score
-from luthier.recipe.schema import AdaLoRA, LoRA, Recipe
+from luthier.recipe.schema import WHOLE, AdaLoRA, Following, LoRA, Recipe
 
 REFERENCE = "reference"
 """Column of a batch that holds its log-probabilities, where they were computed before."""
@@ -48,8 +55,10 @@ class Reference:
         self.policy = policy
         self.column: NDArray[np.float32] | None = None
         self._first: dict[str, Tensor] | None = None
-        self._is_adapter = recipe.method.type not in ("full", "freeze", "llama_pro")
-        if not starts_at_base(recipe):
+        self._is_adapter = recipe.method.type not in WHOLE
+        following = getattr(recipe.stage, "reference", None)
+        self._following = following if isinstance(following, Following) else None
+        if self._following or not starts_at_base(recipe):
             self._first = {name: parameter.detach().clone() for name, parameter in policy.trainable.parameters.items()}
 
     @torch.no_grad()
@@ -57,6 +66,15 @@ class Reference:
         """Log-probabilities of the targets of a batch, float32 [R]."""
         with evaluating(self.policy.model), self._as_it_was():
             return score(self.policy, batch, packing=packing).logprob
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move to where the policy is, if it is time for that after so many steps."""
+        if self._following is None or step % self._following.update:
+            return
+        assert self._first is not None
+        for name, parameter in self.policy.trainable.parameters.items():
+            self._first[name].lerp_(parameter.detach(), self._following.mix)
 
     def known(self, drawn: Drawn) -> Drawn:
         """A global batch with what is known of it before."""
@@ -71,13 +89,13 @@ class Reference:
 
     def state(self) -> dict[str, Tensor]:
         """What a resume needs of it."""
-        kept = self._first if self._is_adapter else None
+        kept = self._first if self._is_adapter or self._following else None
         return {f"{PREFIX}{name}": value for name, value in (kept or {}).items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up a state written by `state`."""
         for name, value in (self._first or {}).items():
-            if self._is_adapter:
+            if self._is_adapter or self._following:
                 value.copy_(tensors[f"{PREFIX}{name}"])
 
     @contextmanager

@@ -43,7 +43,7 @@ from luthier.recipe.sections.stage import Stage
 from luthier.recipe.sections.stages.distillation import Distillation
 from luthier.recipe.sections.stages.feedback import BCO, KTO
 from luthier.recipe.sections.stages.likelihood import Pretraining, SupervisedFineTuning
-from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, Pairwise, SimPO
+from luthier.recipe.sections.stages.preference import CPO, DPO, ORPO, Following, Pairwise, SimPO
 from luthier.recipe.sections.stages.reinforcement import GRPO, PPO, OnlineDPO, Rollout
 from luthier.recipe.sections.stages.scoring import Classification, RewardModelling
 from luthier.recipe.sections.train import Train
@@ -66,12 +66,14 @@ __all__ = [
     "STARTS_INSIDE",
     "STREAM_WINDOW",
     "VLLM",
+    "WHOLE",
     "AdaLoRA",
     "Checkpoint",
     "Classification",
     "Data",
     "Distillation",
     "Evaluate",
+    "Following",
     "FormatName",
     "Freeze",
     "Full",
@@ -110,6 +112,8 @@ __all__ = [
 
 SCORING = ("rm", "classify")
 """Stages whose models say numbers about a text instead of writing one."""
+WHOLE = ("full", "freeze", "llama_pro")
+"""Methods that train weights of the model itself."""
 PLAIN = ("pt", "classify")
 """Stages that read texts as they are, without a chat template."""
 
@@ -159,7 +163,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.model.quantization and self.method.type in ("full", "freeze", "llama_pro"):
+        if self.model.quantization and self.method.type in WHOLE:
             raise ValueError("`model.quantization` needs a frozen base: use `method: lora`")
         if isinstance(self.method, LoRA) and self.method.init == "loftq" and not self.model.quantization:
             raise ValueError("`method.init: loftq` needs a quantised base: set `model.quantization`")
@@ -176,6 +180,11 @@ class Recipe(Section):
         served = isinstance(self.stage, Rollout) and self.stage.writer != "torch"
         if served and (not isinstance(self.method, LoRA) or self.method.dora):
             raise ValueError("`stage.writer: vllm` follows a LoRA adapter and nothing else: use `method: lora`, without `dora`")
+        follows = getattr(self.stage, "reference", None)
+        if isinstance(follows, Following) and follows.mix < 1 and self.method.type not in WHOLE:
+            raise ValueError(
+                "`stage.reference.mix` below 1 needs weights that are trained whole: the factors of an adapter do not mix"
+            )
         if self.data.streaming and getattr(self.stage, "reference", None) == "precompute":
             raise ValueError(
                 "`stage.reference: precompute` needs data that is read before the first step: leave `data.streaming` out"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.recipe.sections.base import Above, Section, Share, Weight
+from luthier.recipe.sections.base import Above, Positive, Section, Share, Weight
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
@@ -70,12 +70,21 @@ class Pairwise(Section):
         return self
 
 
+class Following(Section):
+    """The reference is moved to where the policy is, now and then (Trust Region DPO, Gorbatovski et al. 2024)."""
+
+    update: Positive
+    """Optimizer steps between two moves."""
+    mix: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """How far it moves: 1 all the way, less a part of it (with `method: full`, `freeze` or `llama_pro` only)."""
+
+
 class DPO(Pairwise):
     """Raise the better answer over the worse one, as far as a reference model allows (Direct Preference Optimization and its kin)."""
 
     type: Literal["dpo"] = "dpo"
-    reference: Literal["auto", "precompute"] = "auto"
-    """Where the reference's log-probabilities come from: computed with each pass (`auto`), or once, before the first step."""
+    reference: Literal["auto", "precompute"] | Following = "auto"
+    """Where the reference's log-probabilities come from: each pass (`auto`) or once, before the first step; or how it moves."""
 
 
 class ORPO(Section):
