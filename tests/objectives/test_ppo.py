@@ -103,3 +103,20 @@ def test_metrics_are_means_over_tokens(drawn: Drawn) -> None:
     assert told["clip_high"].item() == better
     assert told["clip_low"].item() == told["value_loss"].item() == 0
     assert told["entropy"].item() == pytest.approx(0.7 * count, rel=1e-5)
+
+
+def test_tokens_are_weighed_against_the_samplers_mismatch(drawn: Drawn) -> None:
+    """Where somebody else sampled, the policy's part of each token counts by π_old / π_sampler, at most the cap; the critic's as ever."""
+    sampler = drawn.of_tokens["old_logprob"] - np.linspace(-1, 1, len(drawn.store.tokens)).astype(np.float32)
+    batch = drawn._replace(of_tokens={**drawn.of_tokens, "sampler_logprob": sampler}).batch(np.arange(4))
+    logprob, value = torch.randn(2, len(batch.targets), generator=torch.Generator().manual_seed(1))
+    scores = Scores(logprob, torch.ones(len(value), dtype=torch.bool), torch.ones(len(value)), values=value)
+    found = ActorCritic(value_weight=0.3, importance_cap=1.5)(scores, batch)
+    weight = (batch.columns["old_logprob"] - batch.columns["sampler_logprob"]).exp().clamp(max=1.5)
+    assert 0.4 < weight.min() < 1 < weight.max() == 1.5
+    assert found.metrics["mismatch"] == pytest.approx(weight.sum().item())
+    columns = batch.columns
+    ratio = torch.exp(logprob - columns["old_logprob"])
+    policy = -torch.minimum(ratio * columns["advantage"], ratio.clamp(0.8, 1.2) * columns["advantage"])
+    error = value_loss(value, columns["old_value"], columns["return"], 0.2)
+    assert found.total.item() == pytest.approx((weight * policy + 0.3 * error).sum().item(), rel=1e-5)
