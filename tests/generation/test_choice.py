@@ -93,6 +93,11 @@ def generate_each(chat: ChatModel, prompt: list[int], settings: list[Decoding]) 
     return [answers[request] for request in requests]
 
 
+def test_a_temperature_next_to_nothing_is_none() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    assert choose(logits, [row(Decoding(temperature=cold)) for cold in (1e-6, 1e-45, 1e-300)]) == logits.argmax(-1).tolist()
+
+
 def test_a_bias_forbids_and_forces() -> None:
     logits = torch.zeros(2, 10)
     logits[:, 3] = 5

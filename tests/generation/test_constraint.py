@@ -103,7 +103,7 @@ def test_a_stop_token_other_than_the_tokenizers_ends_where_the_form_is_complete(
     assert not form.complete
 
 
-@pytest.mark.parametrize("name", ["llama2", "llama3"])
+@pytest.mark.parametrize("name", ["llama2", pytest.param("llama3", marks=pytest.mark.slow)])
 def test_vocabularies_of_sentencepiece_and_tiktoken(name: str, shared: Path) -> None:
     tokenizer = load_tokenizer(shared / "data/tokenizers" / name)
     form = guide(Constraint.choice(["你好", "hello"]), tokenizer, frozenset())
@@ -129,6 +129,20 @@ def test_a_form_that_cannot_be_read_is_refused_at_once(tiny: ChatModel, form: Co
         decoder.submit(Request([1, 2], Decoding(constraint=form)))
     assert "\n" not in str(caught.value)
     assert not decoder.busy
+
+
+def test_an_answer_whose_form_is_lost_is_cut_and_the_others_go_on(tiny: ChatModel) -> None:
+    prompt, free = tiny.prompt("What is 2+2?"), tiny.decoding(max_new_tokens=10)
+    decoder = Decoder(tiny.model, tiny.tokenizer)
+    requests = [Request(prompt, replace(free, constraint=Constraint.regex("[a-z]+"))), Request(prompt, free)]
+    for request in requests:
+        decoder.submit(request)
+    decoder.step()
+    lost = decoder._slots[0].row.guide
+    assert lost
+    lost._matcher.consume_token(int(tiny.tokenizer.encode("7").ids[0]))  # not of the form
+    found = {piece.request: piece.answer for piece in decoder.run() if piece.answer}
+    assert [found[request].reason for request in requests] == ["length", "stop"]
 
 
 def test_what_is_needed_is_said(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ For a row with the logits z, the steps are, in this order,
     frequency
     bias           z_i + b_i
     form           -∞ where a token cannot lead to the form that the answer must have (`constraint.py`)
-    temperature    z / t; 0 takes the largest and ends here
+    temperature    z / t; 0, and what is as good as 0, takes the largest and ends here
     cuts           top-k, then top-p, then min-p (`sampling.cut`)
     chance         by a number that is a hash of seed, index and position (`sampling.chance`)
 
@@ -29,6 +29,9 @@ from torch import Tensor
 
 from luthier.generation.constraint import Guide
 from luthier.generation.sampling import WORD, Decoding, chance, cut, pick
+
+COLD = 1e-5
+"""Temperature below which a quotient may be too large for a float, and chance has nothing left to choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Choice:
         self._rows, self._device = rows, device
         settings = [row.settings for row in rows]
         self._temperature = np.array([each.temperature for each in settings])
-        self._warm = [row for row, each in enumerate(settings) if each.temperature > 0]
+        self._warm = [row for row, each in enumerate(settings) if each.temperature >= COLD]
         warm = [settings[row] for row in self._warm]
         self._cuts = (
             np.array([each.top_k for each in warm], np.int64),

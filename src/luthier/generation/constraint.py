@@ -85,15 +85,17 @@ class Guide:
 
     Attributes:
         complete: nothing may follow.
+        lost: the form has grown too complex to be followed any further; the answer is cut here.
     """
 
     def __init__(self, matcher: LLMatcher, end: int, stops: frozenset[int]) -> None:
         self._matcher, self._end, self._stops = matcher, end, np.array(sorted(stops), np.int64)
-        self.complete = False
+        self.complete = self.lost = False
 
     def allowed(self, size: int) -> NDArray[np.bool_]:
         """Which of `size` tokens may come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self.lost = self._matcher.is_error()
         found = np.unpackbits(bits, count=min(size, len(bits) * 8), bitorder="little").astype(np.bool_)
         found = np.pad(found, (0, size - len(found)))
         if found[self._end]:
@@ -104,7 +106,8 @@ class Guide:
         """Go on by a token that was allowed."""
         if token not in self._stops:
             self._matcher.consume_token(token)
-            self.complete = bool(self._matcher.is_stopped())
+            self.lost |= self._matcher.is_error()
+            self.complete = not self.lost and self._matcher.is_stopped()
 
 
 def guide(constraint: Constraint, tokenizer: object, stops: frozenset[int]) -> Guide:

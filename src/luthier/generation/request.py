@@ -39,7 +39,7 @@ class Answer:
         text: without special tokens, ending before any stop string.
         tokens: all tokens that were chosen, a stop token included.
         reason: `stop` (a stop token or string, or the form that the answer must have is complete) or `length` (`max_new_tokens` or
-            the model's context was used up).
+            the model's context was used up; or the form is one that cannot be followed to its end).
         logprobs: of each token, if the settings ask for them.
     """
 
@@ -93,13 +93,17 @@ class Slot:
         self.row.accept(token)
         told = (logprob,) if logprob else ()
         self.logprobs += told
-        ended = token in self.request.settings.stop_ids
-        text = "" if ended else self.stream.push(token)
-        ended |= self.stream.stopped or (self.row.guide is not None and self.row.guide.complete)
-        if not ended and len(self.row.tokens) < self.limit:
+        guide = self.row.guide
+        lost = guide is not None and guide.lost
+        stopped = token in self.request.settings.stop_ids
+        text = "" if stopped else self.stream.push(token)
+        ended = stopped or self.stream.stopped or (guide is not None and guide.complete)
+        if not (ended or lost) and len(self.row.tokens) < self.limit:
             return Piece(self.request, text, (token,), told)
         text += self.stream.finish()
-        answer = Answer(self.stream.text, tuple(self.row.tokens), "stop" if ended else "length", tuple(self.logprobs))
+        answer = Answer(
+            self.stream.text, tuple(self.row.tokens), "stop" if ended and not lost else "length", tuple(self.logprobs)
+        )
         return Piece(self.request, text, (token,), told, answer)
 
     def read(self) -> list[int]:
