@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -92,3 +94,11 @@ def test_the_context_bounds_answers_and_training_mode_comes_back() -> None:
     with pytest.raises(UserError, match="empty"):
         write_answers(model, Letters(), [[]], Decoding())
     assert write_answers(model, Letters(), [], Decoding()) == []
+
+
+@pytest.mark.parametrize(
+    "field", [{"presence_penalty": 0.5}, {"logit_bias": ((3, 1.0),)}, {"num_beams": 2}, {"repetition_penalty": 1.2}]
+)
+def test_settings_that_a_score_cannot_heed_are_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="not for those written in bulk"):
+        write_answers(build("llama"), Letters(), prompts()[:1], Decoding(**field))

@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jsonschema
 import pytest
 
 import luthier
@@ -48,6 +47,7 @@ def answers(chat: ChatModel, form: Constraint | None, count: int = 6, temperatur
 
 
 def test_json_of_a_schema(tiny: ChatModel) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
     found = answers(tiny, Constraint.json_schema(SCHEMA))
     for answer in found:
         assert answer.reason == "stop"

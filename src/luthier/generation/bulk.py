@@ -70,14 +70,16 @@ def write_answers(
         model: a causal language model of transformers; its training mode is restored afterwards.
         tokenizer: decodes token ids.
         prompts: token ids, at least one each.
-        settings: how to answer. A `repetition_penalty` is not for rollouts: the model could not be scored under it.
+        settings: how to answer. Penalties, biases, forms and beams are not for this: the model could not be scored under them.
         answers: to each prompt.
         first: index of the first answer; with the seed, an answer's index is its randomness.
         rows: most answers at once; changes memory and time, not the answers.
 
     Raises:
-        UserError: a prompt is empty or fills the model's context.
+        UserError: a prompt is empty or fills the model's context, or a setting is not for this.
     """
+    if settings.penalises or settings.logit_bias or settings.constraint or settings.num_beams > 1:
+        raise UserError("penalties, biases, forms and beams are for single answers, not for those written in bulk")
     with torch.no_grad(), evaluating(model):
         return _Desk(model, tokenizer, prompts, settings, answers, first, rows).write()
 

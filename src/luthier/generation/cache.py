@@ -142,7 +142,8 @@ class RowCache:
         self._columns -= unused
         index = torch.tensor(rows, device=self._device)
         for _, layer in _filled(self._memory):
-            layer.keys, layer.values = layer.keys[index, :, unused:], layer.values[index, :, unused:]
+            mine = index.to(layer.keys.device)  # a model may be spread over several devices
+            layer.keys, layer.values = layer.keys[mine, :, unused:], layer.values[mine, :, unused:]
 
     def length(self, row: int) -> int:
         """Tokens of a row that were read."""
@@ -180,7 +181,8 @@ class RowCache:
             mix = Mix([adapter for adapter, count in zip(mix.rows, copies, strict=True) for _ in range(count)])
             often = torch.tensor(copies, device=self._device)
             for _, layer in _filled(memory):
-                layer.keys, layer.values = layer.keys.repeat_interleave(often, 0), layer.values.repeat_interleave(often, 0)
+                mine = often.to(layer.keys.device)
+                layer.keys, layer.values = layer.keys.repeat_interleave(mine, 0), layer.values.repeat_interleave(mine, 0)
         if self._memory is None:
             self._memory, self._padding, self._columns, self._mix = memory, padding, columns, mix
             return
