@@ -29,7 +29,7 @@ FIELDS, COMMANDS, CARD = "<!-- recipe fields -->", "<!-- commands -->", "<!-- th
 METHODS, VARIANTS = "<!-- methods and families -->", "<!-- variants of LoRA and bases -->"
 CATALOGUE = "<!-- the catalogue -->"
 REWARDS = "<!-- rewards -->"
-UNIONS = ("stage", "method", "train.optimizer", "stage.rewards")
+UNIONS = ("stage", "method", "train.optimizer", "stage.rewards", "evaluate.tasks")
 """Fields that take one of several sections."""
 TINY = Path(__file__).resolve().parents[2] / "src/luthier/models/tiny"
 Translate = Callable[[str], str]

@@ -28,6 +28,7 @@ from luthier.cli.chat import chat, compare
 from luthier.cli.classify import classify
 from luthier.cli.data import data_app
 from luthier.cli.env import env
+from luthier.cli.evaluate import evaluate
 from luthier.cli.export import export_app
 from luthier.cli.login import login
 from luthier.cli.models import models_app
@@ -80,6 +81,7 @@ app.command()(chat)
 app.command()(compare)
 app.command()(classify)
 app.command()(serve)
+app.command()(evaluate)
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")

@@ -11,7 +11,7 @@ pending step is read at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,8 @@ from luthier.engine.reference import Reference
 from luthier.engine.rollout import Rollouts
 from luthier.engine.signals import StopRequest, stop_on_signals
 from luthier.engine.state import DROPOUT, LOSS_WINDOW, TrainState, fingerprint, reseed
+from luthier.errors import UserError, did_you_mean
+from luthier.generation.decode import evaluating
 from luthier.models.adapters.adalora import Allocator
 from luthier.models.policy import Policy
 from luthier.objectives import Objective
@@ -45,6 +47,8 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.records import Callback, EvaluationRecord, StepRecord
 
 Outcome = Literal["done", "stopped"]
+LOWER = ("loss", "perplexity", "kl")
+"""Numbers of an evaluation of which a lower one is better."""
 
 
 @dataclass
@@ -75,6 +79,7 @@ class Job:
         world: the processes.
         callbacks: the watchers, on the main rank.
         sample: answers the recipe's prompts after the given step; on the main rank.
+        tasks: puts the recipe's tasks to the policy: `TASK/MEASURE` → value, and whether a higher one is better; on the main rank.
         allocator: moves ranks between the layers of an AdaLoRA adapter.
         reference: the policy as it was, where the objective needs one.
     """
@@ -93,6 +98,7 @@ class Job:
     world: World
     callbacks: Sequence[Callback] = ()
     sample: Callable[[int], None] | None = None
+    tasks: Callable[[], Mapping[str, tuple[float, bool]]] | None = None
     allocator: Allocator | None = None
     reference: Reference | None = None
     executed: Executed = field(default_factory=Executed)
@@ -306,27 +312,67 @@ def ended_early(recipe: Recipe, state: TrainState) -> str | None:
     if target is not None and len(recent) == LOSS_WINDOW and sum(recent) / LOSS_WINDOW < target:
         return f"the mean loss of {LOSS_WINDOW} steps is below {target} (train.stop_at_loss)"
     if patience is not None and state.stale_evaluations >= patience:
-        return f"no better validation loss since step {state.best_step} (evaluate.patience {patience})"
+        by = "validation loss" if state.best_by == "loss" else f"`{state.best_by}`"
+        return f"no better {by} since step {state.best_step} (evaluate.patience {patience})"
     return None
 
 
 def _evaluate(job: Job) -> bool:
-    """Measure the validation units; True when this is the best so far."""
-    assert job.validation is not None
-    state = job.state
+    """Measure the validation units and put the tasks; True when this is the best so far."""
+    state, by = job.state, job.recipe.evaluate.metric
     with job.optimizer.averaged():
-        measured = _measured(job, job.validation)
-    best = state.best_loss is None or measured.loss < state.best_loss
+        measured = _measured(job, job.validation) if job.validation is not None else None
+        told = _examined(job)
+    value, higher = _decisive(job, measured, told)
+    if state.best_by != by:  # a run that goes on by another measure begins to compare anew
+        state.best_by, state.best_value, state.best_step, state.stale_evaluations = by, None, None, 0
+    best = state.best_value is None or (value > state.best_value if higher else value < state.best_value)
     if best:
-        state.best_loss, state.best_step, state.stale_evaluations = measured.loss, state.step, 0
+        state.best_value, state.best_step, state.stale_evaluations = value, state.step, 0
     else:
         state.stale_evaluations += 1
     record = EvaluationRecord(
-        state.step, measured.loss, measured.perplexity, measured.accuracy, best, measured.sources, measured.metrics
+        state.step,
+        measured.loss if measured else None,
+        measured.perplexity if measured else None,
+        measured.accuracy if measured else None,
+        best,
+        measured.sources if measured else {},
+        {**(measured.metrics if measured else {}), **{name: found for name, (found, _) in told.items()}},
+        by,
     )
     for callback in job.callbacks:
         callback.on_evaluate(record)
     return best
+
+
+def _examined(job: Job) -> Mapping[str, tuple[float, bool]]:
+    """What the policy gets in the tasks now, on the main rank; nothing on the others."""
+    if job.tasks is None or not job.world.main:
+        return {}
+    with evaluating(job.policy.model):
+        return job.tasks()
+
+
+def _decisive(job: Job, measured: Measured | None, told: Mapping[str, tuple[float, bool]]) -> tuple[float, bool]:
+    """The value of `evaluate.metric`, and whether a higher one is better; the same on every rank.
+
+    Raises:
+        UserError: nothing of that name was measured.
+    """
+    by = job.recipe.evaluate.metric
+    if "/" not in by and measured is not None:
+        own = {"loss": measured.loss, "perplexity": measured.perplexity, **measured.metrics}
+        if (value := own.get(by)) is None:
+            raise UserError(f"the evaluation does not tell `{by}`", where="evaluate.metric", hint=did_you_mean(by, own))
+        return value, by not in LOWER
+    known = by in told or not job.world.main
+    value, higher = told.get(by, (0.0, False))
+    shared = torch.tensor([value, float(higher), float(known)], dtype=torch.float64)
+    job.world.sum_in_place([shared])  # a tensor of the CPU; other ranks add nothing but that they wait
+    if shared[2] < job.world.size:
+        raise UserError(f"no task tells `{by}`", where="evaluate.metric", hint=did_you_mean(by, told))
+    return float(shared[0]), bool(shared[1])
 
 
 def _measured(job: Job, units: Units) -> Measured:

@@ -17,7 +17,7 @@ import torch
 from luthier.data.hashing import mix64
 from luthier.errors import UserError
 
-VERSION = 1
+VERSION = 2
 LOSS_WINDOW = 10
 """Steps over which `stop_at_loss` averages."""
 
@@ -33,7 +33,8 @@ class TrainState:
         tokens: tokens seen.
         supervised_tokens: of these, the ones with a loss weight.
         seconds: time spent in steps, over all attempts.
-        best_loss: lowest validation loss so far.
+        best_by: what decides which evaluation is the best (`evaluate.metric`).
+        best_value: the best of it so far.
         best_step: the step it was measured after.
         stale_evaluations: evaluations since then.
         recent: training losses of the last steps.
@@ -45,7 +46,8 @@ class TrainState:
     tokens: int = 0
     supervised_tokens: int = 0
     seconds: float = 0.0
-    best_loss: float | None = None
+    best_by: str = "loss"
+    best_value: float | None = None
     best_step: int | None = None
     stale_evaluations: int = 0
     recent: list[float] = field(default_factory=list)

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from luthier.recipe.document import Key
+from luthier.recipe.sections.tasks import task_path
 
 _FILES = {(*place, *rest) for place in (("data", "train"), ("data", "validation")) for rest in ((), ("path",), ("python",))}
 _FILES |= {("data", "registry"), ("stage", "rewards", "python"), ("stage", "rewards", "file")}
+_FILES |= {("evaluate", "tasks", name) for name in ("path", "examples", "python")}
+_TASKS = ("evaluate", "tasks")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://.*", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ENDING = re.compile(r"\.(json|jsonl|ndjson|csv|tsv|parquet|txt|gz|zst|py|yaml|md)", re.IGNORECASE)
@@ -39,6 +42,8 @@ def absolute_paths(value: Any, base: Path, key: Key = ()) -> Any:
     names = names[1:] if names[:1] == ("stages",) else names  # a stage of a pipeline is a recipe of its own
     if names in _FILES and (is_address(value) or (is_hub_id(value) and not (base / value).exists())):
         return value
+    if names == _TASKS:
+        return task_path(value, base)
     if names in _FILES or (names == _TEMPLATE and value.endswith(".jinja")):
         return _absolute(value, base)
     if names in _FOLDERS and value != "tiny" and _is_folder(value, base):

@@ -200,6 +200,17 @@ class Recipe(Section):
             and self.stage.task != "regression"
         ):
             raise ValueError("`stage.labels` has to name the labels of a stream, which nobody has read before")
-        if self.evaluate.patience and self.data.validation is None:
-            raise ValueError("`evaluate.patience` needs something to measure: set `data.validation`")
+        if self.evaluate.patience and self.data.validation is None and not self.evaluate.tasks:
+            raise ValueError("`evaluate.patience` needs something to measure: set `data.validation` or `evaluate.tasks`")
+        if self.evaluate.tasks and self.stage.type in SCORING:
+            raise ValueError(
+                f"`evaluate.tasks` are for models that write, and one of stage `{self.stage.type}` does not: leave them out"
+            )
+        title, measure, _ = self.evaluate.metric.partition("/")
+        if measure and title not in {task.title() for task in self.evaluate.tasks}:
+            raise ValueError(f"`evaluate.metric` names the task `{title}`, which is not among `evaluate.tasks`")
+        if not measure and self.evaluate.tasks and self.data.validation is None:
+            raise ValueError(
+                "`evaluate.metric` has to name a measure of `evaluate.tasks`, such as `mmlu/accuracy`: there is no validation loss"
+            )
         return self

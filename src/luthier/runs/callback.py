@@ -51,9 +51,12 @@ class FolderCallback(Callback):
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """One line of metrics under `eval_` names."""
         self.writer.metric(record.step, **{f"eval_{name}": value for name, value in record.values().items()}, best=record.best)
-        self.writer.progress(eval_loss=record.loss)
+        if record.loss is not None:
+            self.writer.progress(eval_loss=record.loss)
         if record.best:
-            self.writer.progress(best_step=record.step, best_eval_loss=record.loss)
+            self.writer.progress(best_step=record.step, best_by=record.by, best_value=record.decisive)
+            if record.by == "loss":
+                self.writer.progress(best_eval_loss=record.loss)
         self.writer.log(lines.evaluation(record))
 
     def on_sample(self, record: SampleRecord) -> None:

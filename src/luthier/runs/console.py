@@ -134,7 +134,8 @@ class ConsoleCallback(Callback):
         if self._last:
             parts.append(f"after step {self._last.step}: loss {self._last.loss:.4f}")
         if self._best:
-            parts.append(f"best validation loss {self._best.loss:.4f} at step {self._best.step}")
+            by = "validation loss" if self._best.by == "loss" else self._best.by
+            parts.append(f"best {by} {self._best.decisive:.4f} at step {self._best.step}")
         parts.append(f"{lines.duration(time.monotonic() - self._began)} in all")
         self.console.print(", ".join(parts))
 

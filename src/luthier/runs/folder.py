@@ -12,6 +12,7 @@ runs/first/
   tensorboard/       event files
   log/rank-0.txt     the same story in plain lines
   loss.png           the loss curve, drawn at the end
+  evaluations/       what `luthier evaluate` found, a folder each time
   checkpoints/step-000500/   ordinary PEFT or transformers folders with the resume state beside
   final/             what came out
   lock               held by the one process that writes
@@ -105,6 +106,11 @@ class RunFolder:
     def final(self) -> Path:
         """The trained adapter or model."""
         return self.path / "final"
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of the reports of `luthier evaluate`."""
+        return self.path / "evaluations"
 
     @property
     def lock(self) -> Path:

@@ -77,12 +77,13 @@ def step(record: StepRecord, total: int | None = None, remaining: float | None =
 
 def evaluation(record: EvaluationRecord) -> str:
     """One evaluation."""
-    text = f"evaluation at step {record.step}: loss {record.loss:.4f}"
+    parts = [f"loss {record.loss:.4f}"] if record.loss is not None else []
     if record.perplexity is not None:
-        text += f", perplexity {record.perplexity:.4g}"
+        parts.append(f"perplexity {record.perplexity:.4g}")
     if record.accuracy is not None:
-        text += f", {'token accuracy' if record.perplexity is not None else 'accuracy'} {record.accuracy:.1%}"
-    text += "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in record.metrics.items() if name != "accuracy")
+        parts.append(f"{'token accuracy' if record.perplexity is not None else 'accuracy'} {record.accuracy:.1%}")
+    parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in record.metrics.items() if name != "accuracy"]
+    text = f"evaluation at step {record.step}: {', '.join(parts)}"
     text = f"{text} (best so far)" if record.best else text
     return "; ".join([text, *(f"{name} {loss:.4f}" for name, loss in record.sources.items())])
 

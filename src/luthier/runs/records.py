@@ -80,26 +80,33 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """One evaluation on the validation examples.
+    """One evaluation on the validation examples, and of the recipe's tasks.
 
     Args:
         step: the step it was taken after.
-        loss: mean loss; per supervised token and in nats where it is a likelihood.
+        loss: mean loss; per supervised token and in nats where it is a likelihood. None where there are tasks alone.
         perplexity: `exp(loss)` of a likelihood, else None.
         accuracy: share of supervised tokens that are the model's first choice, or of pairs that it orders rightly, 0…1; None where
             the objective tells none.
-        best: this is the lowest loss of the run so far.
+        best: this is the best of the run so far.
         sources: loss of each source by its name, where there are several.
-        metrics: all that the objective tells, by name, accuracy included.
+        metrics: all that the objective tells, by name, accuracy included; and of each task `TASK/MEASURE`.
+        by: what the best is chosen by: `evaluate.metric`.
     """
 
     step: int
-    loss: float
+    loss: float | None
     perplexity: float | None
     accuracy: float | None
     best: bool = False
     sources: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    by: str = "loss"
+
+    @property
+    def decisive(self) -> float | None:
+        """The value that the best is chosen by."""
+        return self.values().get(self.by)
 
     def values(self) -> dict[str, float]:
         """The numbers by name, for trackers."""

@@ -53,6 +53,7 @@ from luthier.models.source import template_for, tokenizer_folder
 from luthier.objectives import Objective, objective_of
 from luthier.recipe.schema import PLAIN, SCORING, Classification, LoRA, Prefixed, Recipe, RopeScaling
 from luthier.workshop.distillation import teach
+from luthier.workshop.evaluation import Tasks
 from luthier.workshop.loading import served_otherwise
 from luthier.workshop.reinforcement import answer_room, critic_rates, keeps_distance, prepare_policy, steps_each
 from luthier.workshop.watching import Sampler, Watchers
@@ -87,6 +88,7 @@ class Assembled:
     optimizer: Optimizer
     plan: Plan
     sampler: Sampler | None
+    tasks: Tasks | None
     allocator: Allocator | None
     reference: Reference | None
     critic: ValueCritic | None
@@ -156,13 +158,16 @@ def assemble(
         batch=batch,
         longest=dataset.longest + answer_room(recipe),
         packing=packing,
-        validated=dataset.validation is not None,
+        validated=dataset.validation is not None or bool(recipe.evaluate.tasks),
         precision=precision,
         world=world,
     )
     sampler = None
     if recipe.evaluate.samples.prompts and world.main:
         sampler = Sampler(ChatModel(policy.model, tokenizer, template), recipe, watchers)
+    tasks = None
+    if recipe.evaluate.tasks:  # on every rank, so that a mistake ends all of them
+        tasks = Tasks(recipe, ChatModel(policy.model, tokenizer, template), policy)
     notes = policy.notes + ((f"padded, because {policy.isolation.reason}",) if data.packing and not packing else ())
     return Assembled(
         tokenizer=tokenizer,
@@ -175,6 +180,7 @@ def assemble(
         optimizer=_optimizer(recipe, policy, critic, precision),
         plan=plan,
         sampler=sampler,
+        tasks=tasks,
         allocator=allocator_of(model, recipe.method, plan.total_steps),
         reference=Reference(policy, recipe) if objective.reference or keeps_distance(recipe) else None,
         critic=critic,

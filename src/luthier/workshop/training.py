@@ -308,6 +308,7 @@ def _job(recipe: Recipe, folder: RunFolder, parts: Assembled, saved: Saved | Non
         world=world,
         callbacks=watchers.all,
         sample=parts.sampler,
+        tasks=parts.tasks,
         allocator=parts.allocator,
         reference=parts.reference,
     )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import UserError
-from luthier.objectives.rewards import Bad, build, http
+from luthier.objectives.rewards import Bad, build, client
 from luthier.objectives.rewards.addresses import endpoint, is_public
 from tests.objectives.rewards.answers import answer, settings
 
@@ -122,7 +122,7 @@ def server() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
 
 
 FOUR = [answer(text, "参考", tokens=len(text), finished=text != "four") for text in ("1", "二二", "三三三", "four")]
@@ -199,7 +199,7 @@ def test_a_server_that_hangs_is_left(server, path):
 
 
 def test_an_endless_reply_is_cut(server, monkeypatch):
-    monkeypatch.setattr(http, "LARGEST", 1 << 20)
+    monkeypatch.setattr(client, "LARGEST", 1 << 20)
     (why,) = set(asked(server, "endless"))
     assert why == "HTTPException: the reply is longer than 1,048,576 bytes"
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from luthier.recipe.sections.base import Positive, Section
+from luthier.recipe.sections.tasks import Tasks
 
 
 class Samples(Section):
@@ -26,9 +27,13 @@ class Evaluate(Section):
     """What is measured while training."""
 
     every: Positive | None = None
-    """Steps between evaluations on `data.validation`. They also happen at the end. Default: once an epoch."""
+    """Steps between evaluations, on `data.validation` and of `tasks`. They also happen at the end. Default: once an epoch."""
+    tasks: Tasks = ()
+    """Examinations beside the loss, as for `luthier evaluate`: `mmlu:data/mmlu`, or a mapping with `type` and options."""
+    metric: str = "loss"
+    """What decides which checkpoint is the best: `loss`, another number of the evaluation, or `TASK/MEASURE`, e.g. `mmlu/accuracy`."""
     patience: Positive | None = None
-    """Stop after this many evaluations without a better loss (early stopping)."""
+    """Stop after this many evaluations without a better one (early stopping)."""
     samples: Samples = Samples()
     """Sample answers during training."""
 
@@ -39,7 +44,7 @@ class Checkpoint(Section):
     every: Positive | None = None
     """Steps between checkpoints. Default: once an epoch. One is always written at the end."""
     keep: Positive = 2
-    """Keep the last n; the best by validation loss is kept besides."""
+    """Keep the last n; the best by `evaluate.metric` is kept besides."""
 
 
 Report = Literal["tensorboard", "wandb", "mlflow", "swanlab"]
