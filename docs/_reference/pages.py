@@ -24,11 +24,13 @@ from luthier.models.catalog import NOTES, Entry, entries
 from luthier.recipe.help import Field, fields, fields_of, section_at
 from luthier.recipe.schema import Section
 from luthier.recipe.sections.rewards import Reward, Weighted
+from luthier.recipe.sections.tasks import JudgeTask
 
 FIELDS, COMMANDS, CARD = "<!-- recipe fields -->", "<!-- commands -->", "<!-- the card of tiny -->"
 METHODS, VARIANTS = "<!-- methods and families -->", "<!-- variants of LoRA and bases -->"
 CATALOGUE = "<!-- the catalogue -->"
 REWARDS = "<!-- rewards -->"
+JUDGE = "<!-- judge -->"
 UNIONS = ("stage", "method", "train.optimizer", "stage.rewards", "evaluate.tasks")
 """Fields that take one of several sections."""
 TINY = Path(__file__).resolve().parents[2] / "src/luthier/models/tiny"
@@ -45,6 +47,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         METHODS: method_table,
         VARIANTS: variant_table,
         REWARDS: reward_reference,
+        JUDGE: judge_reference,
         CARD: model_card,
     }
     for marker, write in writers.items():
@@ -104,6 +107,13 @@ def reward_reference(translate: Translate) -> str:
         if rows:
             parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, kind, {}, translate) for row in rows]))
     return "\n\n".join(parts)
+
+
+def judge_reference(translate: Translate) -> str:
+    """A table of the fields of a judge, which no recipe has."""
+    rows = [row for row in fields_of(JudgeTask, ("evaluate", "tasks")) if not row.key.endswith(".type")]
+    table = _table(translate, ("Field", "Value", "Meaning"), [_field(row, JudgeTask, {}, translate) for row in rows])
+    return f"{translate(inspect.cleandoc(JudgeTask.__doc__ or ''))}\n\n{table}"
 
 
 def _about(key: str, only: str | None) -> str:
@@ -298,4 +308,5 @@ def texts() -> set[str]:
     variant_table(keep)
     model_reference(keep)
     reward_reference(keep)
+    judge_reference(keep)
     return found

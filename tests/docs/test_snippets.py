@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,12 +106,22 @@ def test_overrides_on_the_page_fit(page, tmp_path):
     (first,) = blocks(ROOT / "docs/first-run.md", "yaml")
     (tmp_path / "first.yaml").write_text(first, "utf-8")
     for line in commands(page):
-        words = shlex.split(re.sub(r"--(columns|adapter) \S+", "", line))
+        words = shlex.split(re.sub(r"--(columns|adapter) \S+|--tasks (\"[^\"]*\"|\S+)", "", line))
         overrides = [word for word in words if "=" in word and not word.startswith("-")]
         if words[0] != "luthier" or not overrides:
             continue
         name = next((word for word in words if word in shipped_recipes()), None)
         load_recipe(shipped_recipes()[name] if name else tmp_path / "first.yaml", overrides)
+
+
+@each_page
+def test_tasks_on_the_page_are_tasks(page):
+    from luthier.evaluation.tasks import settings_of
+
+    for line in commands(page):
+        words = shlex.split(line)
+        tasks = [after for word, after in pairwise(words) if word == "--tasks"]
+        assert len(settings_of(tasks)) == len(tasks)
 
 
 @each_page

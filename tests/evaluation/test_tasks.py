@@ -13,8 +13,8 @@ import pytest
 from luthier.errors import UserError
 from luthier.evaluation.bbh import BBH, read, solved_in
 from luthier.evaluation.choice import Choice, body, put
-from luthier.evaluation.generate import Generate
 from luthier.evaluation.general import PARTS, PROSE, Forgetting, rows
+from luthier.evaluation.generate import Generate
 from luthier.evaluation.gsm8k import GSM8K
 from luthier.evaluation.perplexity import Perplexity
 from luthier.evaluation.published import Files, Question, rows_in, subjects_of
