@@ -89,7 +89,7 @@ def recipe_reference(translate: Translate) -> str:
         if texts in seen:
             parts.append(f"{translate('The fields are those of')} [`{seen[texts]}`](#{seen[texts]}).")
             continue
-        seen[texts] = key
+        seen[texts] = anchors[key, only]
         parts.append(_table(translate, ("Field", "Value", "Meaning"), [_field(row, section, anchors, translate) for row in rows]))
         parts += [_union(row, translate) for row in rows if row.key in UNIONS]
     return "\n\n".join(parts)
