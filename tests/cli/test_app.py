@@ -31,6 +31,7 @@ COMMANDS = {
     "data",
     "models",
     "template",
+    "evaluate",
     "export",
 }
 
