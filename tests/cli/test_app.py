@@ -22,6 +22,7 @@ COMMANDS = {
     "chat",
     "classify",
     "compare",
+    "generate",
     "env",
     "login",
     "adapters",
@@ -66,7 +67,7 @@ def test_a_command_line_that_cannot_be_parsed_is_the_users_mistake(arguments: li
     [
         (["chat", "first", "你好"], 'luthier chat: does not take `你好`. A question is asked with --prompt "你好".'),
         (["show", "first", "now"], "luthier show: does not take `now`. Write `luthier show [OPTIONS] NAME`; `-h` tells more."),
-        (["compare", "first"], "luthier compare: `--prompt` is missing. Give it as --prompt TEXT."),
+        (["compare", "first"], "luthier compare: there is nothing to ask. Give it as --prompt TEXT, or --file FILE."),
         (
             ["export", "merge"],
             "luthier export merge: `NAME` is missing. Write `luthier export merge [OPTIONS] NAME`; `-h` tells more.",

@@ -24,12 +24,14 @@ import typer
 from luthier import __version__
 from luthier.cli.adapters import adapters_app
 from luthier.cli.adapters_import import import_
-from luthier.cli.chat import chat, compare
+from luthier.cli.chat import chat
 from luthier.cli.classify import classify
+from luthier.cli.compare import compare
 from luthier.cli.data import data_app
 from luthier.cli.env import env
 from luthier.cli.evaluate import evaluate
 from luthier.cli.export import export_app
+from luthier.cli.generate import generate
 from luthier.cli.login import login
 from luthier.cli.models import models_app
 from luthier.cli.recipes import recipes_app
@@ -79,6 +81,7 @@ app.command()(show)
 app.command()(logs)
 app.command()(chat)
 app.command()(compare)
+app.command()(generate)
 app.command()(classify)
 app.command()(serve)
 app.command()(evaluate)

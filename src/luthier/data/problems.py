@@ -17,6 +17,8 @@ from luthier.errors import UserError
 
 LISTED = 20
 """Up to so many problems are listed one by one; more are listed by kind."""
+LEFT_OUT = "set `data.on_error: skip` to leave them out"
+"""How a recipe leaves bad rows out."""
 _RANGES = 12
 
 
@@ -53,13 +55,14 @@ class Problems:
 
     Args:
         on_error: `fail` lets `finish` raise when there was any problem, `skip` only when one was fatal.
+        remedy: how bad rows are left out.
 
     Attributes:
         count: bad rows so far.
     """
 
-    def __init__(self, on_error: Literal["fail", "skip"] = "fail") -> None:
-        self.on_error = on_error
+    def __init__(self, on_error: Literal["fail", "skip"] = "fail", *, remedy: str = LEFT_OUT) -> None:
+        self.on_error, self._remedy = on_error, remedy
         self.count = 0
         self.first: list[Problem] = []
         self._fatal: list[Problem] = []
@@ -88,9 +91,10 @@ class Problems:
             return
         shown = self.first if self.on_error == "fail" else self._fatal
         if self.count == 1 or (self.on_error == "skip" and len(shown) == 1):
-            raise UserError(shown[0].message, where=str(shown[0].origin))
+            hint = f"Mend it, or {self._remedy}." if self._remedy != LEFT_OUT and not self._fatal else None
+            raise UserError(shown[0].message, where=str(shown[0].origin), hint=hint)
         lines = [str(problem) for problem in shown] if self.count <= LISTED or shown is self._fatal else self.by_kind()
-        advice = " (mend them, or set `data.on_error: skip` to leave them out)" if not self._fatal else ""
+        advice = f" (mend them, or {self._remedy})" if not self._fatal else ""
         raise UserError("\n".join([f"{self.count:,} bad rows{advice}:", *lines]))
 
     def by_kind(self, most: int | None = None) -> list[str]:

@@ -263,7 +263,11 @@ def _factors(layer: nn.Module, name: str, config: AdapterConfig, tensors: Mappin
     return Factors(a.to(dtype), (ratio[:, None] * b).T.to(dtype).contiguous(), (ratio - 1).to(dtype))
 
 
-def _alone(what: str, folder: Path) -> UserError:
-    return UserError(
+class CannotShare(UserError):
+    """The adapter changes more than a difference beside a layer."""
+
+
+def _alone(what: str, folder: Path) -> CannotShare:
+    return CannotShare(
         f"{what} cannot share a batch with others", where=str(folder), hint="Load it alone, or merge it into its base first."
     )

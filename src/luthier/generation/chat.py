@@ -100,10 +100,18 @@ class ChatModel:
         return (piece.text for piece in decoder.run() if piece.text)
 
     def answers(
-        self, questions: Sequence[Messages], *, system: str | None = None, thinking: bool | None = None, **decoding: Any
+        self,
+        questions: Sequence[Messages],
+        *,
+        system: str | None = None,
+        tools: Sequence[Tools | None] | None = None,
+        thinking: bool | None = None,
+        **decoding: Any,
     ) -> list[Answer]:
-        """Answers to many questions or conversations, written together. Arguments and errors are those of `chat`."""
-        prompts = [self.prompt(messages, system=system, thinking=thinking) for messages in questions]
+        """Answers to many questions or conversations, written together. Arguments and errors are those of `chat`; `tools` of each."""
+        offered = tools or [None] * len(questions)
+        pairs = zip(questions, offered, strict=True)
+        prompts = [self.prompt(messages, system=system, tools=each, thinking=thinking) for messages, each in pairs]
         return generate(self.model, self.tokenizer, prompts, self.decoding(**decoding))
 
     def prompt(

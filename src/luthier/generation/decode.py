@@ -100,16 +100,24 @@ class Decoder:
             UserError: the prompt is empty, leaves no room in the model's context, or has a token that the model does not know; or
                 the form that the answer must have cannot be read, no adapter of that name is loaded, or the model can have no beams.
         """
-        if not request.prompt:
+        self.check(request.prompt)
+        self._queue.append(self._open(request))
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """Refuse a prompt that cannot be answered.
+
+        Raises:
+            UserError: it is empty, leaves no room in the model's context, or has a token that the model does not know.
+        """
+        if not prompt:
             raise UserError("the prompt is empty")
-        if self._context and len(request.prompt) >= self._context:
+        if self._context and len(prompt) >= self._context:
             raise UserError(
-                f"the prompt has {len(request.prompt)} tokens, the model's context is {self._context}",
+                f"the prompt has {len(prompt)} tokens, the model's context is {self._context}",
                 hint="Shorten the prompt or the conversation.",
             )
-        if self._rows is not None and (token := max(request.prompt)) >= self._rows:
+        if self._rows is not None and (token := max(prompt)) >= self._rows:
             raise without_embedding(token, self._tokenizer.decode([token], skip_special=False), self._rows, "the prompt")
-        self._queue.append(self._open(request))
 
     def cancel(self, request: Request) -> None:
         """Forget a request, in the queue or half answered; no piece of it comes any more. One that is not here is no mistake."""

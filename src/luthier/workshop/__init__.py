@@ -10,8 +10,8 @@ Everything below this room knows nothing of the others beside it; everything abo
 three functions.
 """
 
-from luthier.workshop.loading import load, load_chat
+from luthier.workshop.loading import change_adapter, load, load_chat, load_speaker
 from luthier.workshop.run import Run
 from luthier.workshop.training import resume, train
 
-__all__ = ["Run", "load", "load_chat", "resume", "train"]
+__all__ = ["Run", "change_adapter", "load", "load_chat", "load_speaker", "resume", "train"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,11 +12,13 @@ from luthier.chat.agreement import PLAIN, compare
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
 from luthier.errors import UserError
+from luthier.generation.adapters import CannotShare
 from luthier.generation.chat import ChatModel
+from luthier.generation.speaker import Speaker
 from luthier.models.loading import load_model
 from luthier.models.methods import load_adapter
 from luthier.models.scoring import Classifier, RewardModel, scorer_of, scores
-from luthier.models.source import Source, find_source, template_for
+from luthier.models.source import Source, find_source, has_tokenizer, template_for
 from luthier.workshop.run import Run
 
 
@@ -51,6 +54,50 @@ def load_chat(
             "this model scores texts and writes none", where=source.name, hint=f'Use `luthier.load("{source.name}")`.'
         )
     return _chat_model(source)
+
+
+def load_speaker(
+    run_or_model: Run | str | Path, *, checkpoint: int | None = None, base: bool = False, adapter: str | Path | None = None
+) -> Speaker:
+    """A model to talk to whose adapters can be changed. Arguments and errors are those of `load_chat`."""
+    source = _source(run_or_model, checkpoint, base, adapter)
+    if source.adapter is None:
+        return Speaker(load_chat(run_or_model, checkpoint=checkpoint, base=base), base=source.base.path)
+    bare = replace(source, adapter=None, name=source.base.path)
+    speaker = Speaker(_chat_model(bare), base=source.base.path)
+    try:
+        speaker.use(source.name, source.adapter)
+    except CannotShare:
+        load_adapter(speaker.chat.model, source.adapter)
+        speaker.chat.name = source.name
+        return Speaker(speaker.chat, base=source.base.path, fixed=True)
+    return speaker
+
+
+def change_adapter(speaker: Speaker, name: str, *, checkpoint: int | None = None) -> str | None:
+    """Have an adapter answer that a name leads to: one that was read before, a run's, or a folder's.
+
+    Returns:
+        A warning, if it was trained on a model of another name.
+
+    Raises:
+        UserError: there is none of that name, or it does not fit the model.
+    """
+    if name in speaker.names and checkpoint is None:
+        speaker.use(name)
+        return None
+    source = find_source(name, checkpoint=checkpoint)
+    if source.adapter is None:
+        raise UserError("this is no adapter", where=name, hint="Name the folder of an adapter, or a run that trained one.")
+    tokenizer = load_tokenizer(source.tokenizer)
+    if tokenizer.vocab_size != speaker.chat.tokenizer.vocab_size:
+        raise UserError("this adapter has other tokens than the model", where=name, hint="Start with it, or merge it first.")
+    known = source.recipe is not None or has_tokenizer(source.adapter)
+    title = source.name if source.name not in speaker.names else str(source.adapter)
+    speaker.use(title, source.adapter, template_for(source.recipe, tokenizer, source.base.path) if known else None)
+    if Path(source.base.path).name == Path(speaker.base).name:
+        return None
+    return f"warning: `{source.name}` was trained on `{source.base.path}`, and this is `{speaker.base}`"
 
 
 def _source(run_or_model: Run | str | Path, checkpoint: int | None, base: bool, adapter: str | Path | None) -> Source:
