@@ -103,7 +103,7 @@ def test_memory_is_bounded_and_the_oldest_go_first() -> None:
 
 
 def test_what_one_owner_has_read_serves_no_other() -> None:
-    prefixes, owner = Prefixes(), object()
+    prefixes, owner = Prefixes(), 0
     prefixes.keep(SYSTEM, owner, {})
     assert prefixes.find([*SYSTEM, 1], None) is None
     found = prefixes.find([*SYSTEM, 1], owner)

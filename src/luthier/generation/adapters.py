@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,12 @@ class Adapter:
     Args:
         name: how requests call it.
         layers: dotted name of a layer → its difference.
+        number: of no other adapter, not even of a later one with its name.
     """
 
     name: str
     layers: Mapping[str, Factors]
+    number: int
 
 
 class Mix:
@@ -132,6 +135,7 @@ class Adapters:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._loaded: dict[str, Adapter] = {}
+        self._numbers = count()
         self._hooked: set[str] = set()
         self._mix: Mix | None = None
 
@@ -156,7 +160,7 @@ class Adapters:
             if layer not in self._hooked:
                 self._model.get_submodule(layer).register_forward_hook(partial(self._add, layer))
                 self._hooked.add(layer)
-        self._loaded[name] = Adapter(name, layers)
+        self._loaded[name] = Adapter(name, layers, next(self._numbers))
 
     def unload(self, name: str) -> None:
         """Forget an adapter. Answers that it is writing are ended by it.

@@ -166,8 +166,8 @@ class Decoder:
         """Keep what was read of a slot."""
         slot = self._slots[row]
         text = slot.read()[: self._cache.length(row)]
-        if self._prefixes and self._prefixes.wants(text, slot.adapter):
-            self._prefixes.keep(text, slot.adapter, self._cache.copy(row))
+        if self._prefixes and self._prefixes.wants(text, slot.owner):
+            self._prefixes.keep(text, slot.owner, self._cache.copy(row))
 
     def _fill(self) -> None:
         """Move requests from the queue to the free slots. Those of like length are read together, to pad little."""
@@ -179,9 +179,9 @@ class Decoder:
             if wanted > 1:
                 self._searches.append(BeamSearch(slot, RowCache(self._model, self._adapters), self._tokenizer))
             else:
-                found = self._prefixes.find(slot.request.prompt, slot.adapter) if self._prefixes else None
+                found = self._prefixes.find(slot.request.prompt, slot.owner) if self._prefixes else None
                 new.append((slot, found))
-        new.sort(key=lambda one: (_rest(*one), *one[0].request.prompt, id(one[0].adapter)))
+        new.sort(key=lambda one: (_rest(*one), *one[0].request.prompt, -1 if one[0].owner is None else one[0].owner))
         while new:
             together = 1
             while together < len(new) and _rest(*new[together]) * (together + 1) <= READ_TOKENS:
@@ -191,7 +191,7 @@ class Decoder:
 
     def _read(self, new: Sequence[tuple[Slot, Beginning | None]]) -> None:
         """Read the prompts of new slots; those that are equal and next to each other only once."""
-        groups = [list(group) for _, group in groupby(new, key=lambda one: (tuple(one[0].request.prompt), one[0].adapter))]
+        groups = [list(group) for _, group in groupby(new, key=lambda one: (tuple(one[0].request.prompt), one[0].owner))]
         if not self._cache.batched:
             groups = [[one] for one in new]
         firsts = [group[0] for group in groups]

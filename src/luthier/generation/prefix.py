@@ -19,42 +19,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 MOST_BYTES = 1 << 28
 """Memory of what is kept, unless told otherwise."""
 SHORTEST = 8
 """Tokens in common that are worth it."""
+WIDTH = 4
+"""Bytes of a token."""
 
 Layers = dict[int, tuple[Tensor, Tensor]]
 """Number of a layer → its keys and values, [heads, tokens, d] each."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Kept:
     """One text that was read.
 
     Args:
-        tokens: int64 [T].
-        owner: the adapter it was read with; None is the model itself.
+        text: its tokens, int32 each, as bytes: Python compares those many times faster than arrays.
+        owner: number of the adapter it was read with; None is the model itself.
         layers: what was remembered of it.
+        size: bytes of that.
     """
 
-    tokens: NDArray[np.int64]
-    owner: object
+    text: bytes
+    owner: int | None
     layers: Layers
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
-
-    def common(self, tokens: NDArray[np.int64]) -> int:
-        """With how many tokens both begin."""
-        length = min(len(tokens), len(self.tokens))
-        differ = np.flatnonzero(tokens[:length] != self.tokens[:length])
-        return int(differ[0]) if len(differ) else length
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,33 +77,47 @@ class Prefixes:
         self.size, self.reused, self._most = 0, 0, most_bytes
         self._texts: list[Kept] = []  # the least recently used first
 
-    def find(self, tokens: Sequence[int], owner: object) -> Beginning | None:
+    def find(self, tokens: Sequence[int], owner: int | None) -> Beginning | None:
         """The longest kept beginning of a prompt; at least one token is left to read, for its logits."""
-        wanted = np.asarray(tokens, np.int64)[:-1]
-        shared = [(text.common(wanted), text) for text in self._texts if text.owner is owner]
-        length, best = max(shared, key=lambda pair: pair[0], default=(0, None))
-        if best is None or length < SHORTEST:
+        wanted, best, length = _bytes(tokens[:-1]), None, SHORTEST - 1
+        for kept in reversed(self._texts):
+            more = (length + 1) * WIDTH
+            if kept.owner == owner and len(kept.text) >= more and kept.text[:more] == wanted[:more]:
+                best, length = kept, _common(kept.text, wanted)
+        if best is None:
             return None
         self._texts.remove(best)
         self._texts.append(best)
         self.reused += length
         return Beginning(best, length)
 
-    def wants(self, tokens: Sequence[int], owner: object) -> bool:
+    def wants(self, tokens: Sequence[int], owner: int | None) -> bool:
         """Whether a text is long enough, and not in one that is kept."""
-        text = np.asarray(tokens, np.int64)
-        return len(text) >= SHORTEST and not any(kept.owner is owner and kept.common(text) == len(text) for kept in self._texts)
+        text = _bytes(tokens)
+        return len(tokens) >= SHORTEST and not any(kept.owner == owner and kept.text.startswith(text) for kept in self._texts)
 
-    def keep(self, tokens: Sequence[int], owner: object, layers: Layers) -> None:
+    def keep(self, tokens: Sequence[int], owner: int | None, layers: Layers) -> None:
         """Keep a text; `layers` are its own from now on."""
-        new = Kept(np.asarray(tokens, np.int64), owner, layers)
-        self._texts = [kept for kept in self._texts if kept.owner is not owner or kept.common(new.tokens) < len(kept.tokens)]
+        size = sum(keys.nbytes + values.nbytes for keys, values in layers.values())
+        new = Kept(_bytes(tokens), owner, layers, size)
+        self._texts = [kept for kept in self._texts if kept.owner != owner or not new.text.startswith(kept.text)]
         self._texts.append(new)
         self.size = sum(kept.size for kept in self._texts)
         while self.size > self._most:
             self.size -= self._texts.pop(0).size
 
-    def forget(self, owner: object) -> None:
+    def forget(self, owner: int | None) -> None:
         """Drop what was read with an adapter."""
-        self._texts = [kept for kept in self._texts if kept.owner is not owner]
+        self._texts = [kept for kept in self._texts if kept.owner != owner]
         self.size = sum(kept.size for kept in self._texts)
+
+
+def _bytes(tokens: Sequence[int]) -> bytes:
+    return np.asarray(tokens, np.int32).tobytes()
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """With how many tokens both begin."""
+    length = min(len(one), len(other)) // WIDTH
+    differ = np.flatnonzero(np.frombuffer(one, np.int32, length) != np.frombuffer(other, np.int32, length))
+    return int(differ[0]) if len(differ) else length

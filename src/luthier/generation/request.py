@@ -106,6 +106,11 @@ class Slot:
         )
         return Piece(self.request, text, (token,), told, answer)
 
+    @property
+    def owner(self) -> int | None:
+        """Number of the adapter, None without one."""
+        return self.adapter.number if self.adapter else None
+
     def read(self) -> list[int]:
         """Prompt and answer so far."""
         return [*self.request.prompt, *self.row.tokens]
