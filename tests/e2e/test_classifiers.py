@@ -99,7 +99,7 @@ def said_by(model: Any, folder: Path, texts: list[str]) -> Tensor:
 
 CASES = [("head", False), ("lora", False), ("full", True), ("head", True), ("lora", True)]
 """Method, and whether the model is an encoder; the other methods of decoders are in the table of stages."""
-QUICK = [("lora", False), ("full", True), ("lora", True)]
+QUICK = [("lora", False), ("lora", True)]
 
 
 @pytest.mark.parametrize(

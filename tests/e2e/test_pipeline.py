@@ -82,7 +82,7 @@ def test_another_method_begins_with_the_merged_product(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs/two/sft/merged")
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "dpo"])
 def test_interrupted_in_any_stage_it_goes_on_there_to_the_same_bits(tmp_path: Path, stage: str) -> None:
     recipe = pipeline(tmp_path)
     straight = luthier.train(recipe, name="straight", progress=False)

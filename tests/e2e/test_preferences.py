@@ -44,7 +44,9 @@ def space_of(folder: Path, method: Any = "lora", stage: Any = "dpo", **sections:
     return space
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name if name in ("lora", "full") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_it_begins_at_the_reference_learns_the_margin_and_resumes_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -64,7 +66,7 @@ def test_it_begins_at_the_reference_learns_the_margin_and_resumes_to_the_bit(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_reference_that_was_computed_before_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.chdir(tmp_path)
     space = space_of(tmp_path, method, data={"validation": 4})

@@ -94,9 +94,7 @@ def plain_rewards(folder: Path, base: Path, talks: list[list[dict[str, str]]]) -
     return found
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name in ("full", "lora") else [pytest.mark.slow]) for name in METHODS]
-)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name == "lora" else [pytest.mark.slow]) for name in METHODS])
 def test_it_learns_is_an_ordinary_folder_and_resumes_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

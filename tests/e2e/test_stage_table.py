@@ -61,7 +61,7 @@ STAGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "bco": ({"type": "bco"}, OPINIONS),
     "rm": ({"type": "rm"}, PAIRS),
     "classify": ({"type": "classify"}, TOPICS),
-    "distill": ({"type": "distill", "teacher": "teacher"}, CONVERSATIONS),
+    "distill": ({"type": "distill", "teacher": "teacher", "sft_weight": 0.5}, CONVERSATIONS),
     "online_dpo": ({"type": "online_dpo"} | WRITTEN, PROMPTS),
     "grpo": ({"type": "grpo", "beta": 0.05, "mini_batches": 2} | WRITTEN, PROMPTS),
     "ppo": ({"type": "ppo", "passes": 2} | WRITTEN, PROMPTS),
