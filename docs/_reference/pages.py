@@ -218,7 +218,9 @@ def _usage(command: Any) -> Iterator[str]:
 def _parameter(parameter: Any, choices: str, translate: Translate) -> tuple[str, str, str]:
     if parameter.opts[0].startswith("-"):
         value = parameter.metavar or choices
-        name = ", ".join(f"`{option} {value}`" if value else f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
+        name = ", ".join(
+            f"`{option} {value}`" if value else f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts)
+        )
     else:
         name = f"`{parameter.metavar or parameter.name.upper()}`"
     given = parameter.default not in (None, False, ())
