@@ -221,7 +221,11 @@ def test_a_kill_leaves_no_trace(tmp_path: Path) -> None:
 
     def start(out: Path) -> subprocess.Popen[bytes]:
         arguments = ["generate", str(questions), str(out), "--model", "tiny", "--temperature", "1", "--max-new-tokens", "40"]
-        return subprocess.Popen([sys.executable, "-m", "luthier", *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            [sys.executable, "-m", "luthier", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests may run behind a shell that ignores it
+        )
 
     assert start(tmp_path / "whole.jsonl").wait(600) == 0
     out = tmp_path / "killed.jsonl"
