@@ -12,6 +12,7 @@ from luthier import UserError
 from luthier.chat import ChatTemplate, families, resolve
 from luthier.export.ollama import export_ollama, pieces_of
 from tests.chat_folders import model_folder
+from tests.export.gguf.models import with_merges
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 TALK = [
@@ -110,7 +111,7 @@ def test_a_template_that_does_more_is_refused() -> None:
 
 
 def test_a_folder_for_ollama(tmp_path: Path) -> None:
-    folder = model_folder("llama", tmp_path / "model")
+    folder = with_merges(model_folder("llama", tmp_path / "model"))
     found = export_ollama(folder, tmp_path / "out")
     assert found is not None
     assert found.ok

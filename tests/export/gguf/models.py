@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from tests.chat_folders import write_tokenizer
 _COMMON: dict[str, Any] = {"vocab_size": 259, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _SIZES = _COMMON | {
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -94,7 +95,7 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
 """What to call it → its config."""
 
 
-def model_folder(kind: str, folder: Path, *, dtype: torch.dtype = torch.float32, template: str | None = None) -> Path:
+def model_folder(kind: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
     """A random model of a kind, whose weights are large enough that every part of it shows."""
     config = MODELS[kind]()
     with torch.random.fork_rng(devices=[]):
@@ -106,4 +107,14 @@ def model_folder(kind: str, folder: Path, *, dtype: torch.dtype = torch.float32,
             noise = torch.randn(parameter.shape, generator=generator) * 0.1
             parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
     save_model(model.to(dtype), folder)
-    return write_tokenizer(folder, template) if template else write_tokenizer(folder)
+    return with_merges(write_tokenizer(folder))
+
+
+def with_merges(folder: Path) -> Path:
+    """The folder, whose tokenizer has learnt three words: llama.cpp reads none that has learnt nothing."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for left, right in (("t", "h"), ("th", "e"), ("Ġ", "the")):
+        content["model"]["merges"].append([left, right])
+        content["model"]["vocab"][left + right] = len(content["model"]["vocab"])
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder

@@ -15,6 +15,7 @@ from luthier.export.gguf.export import export_gguf
 from luthier.export.merge import merge
 from luthier.models.hub import fetch
 from tests import chat_folders
+from tests.export.gguf.models import model_folder
 
 QUESTIONS = ("你是谁？", "What is 2 + 3?", "Tell me something about the sea.", "写一句话。")
 NEAR = 1e-3
@@ -93,7 +94,7 @@ def test_llamacpp_takes_the_adapter_by_itself(tmp_path: Path) -> None:
     from luthier.export.adapter import for_llamacpp
     from luthier.export.gguf.llamacpp import LlamaCpp
 
-    base = chat_folders.model_folder("llama", tmp_path / "base")
+    base = model_folder("llama", tmp_path / "base")
     adapter = chat_folders.adapter_folder("llama", tmp_path / "adapter", base, rslora=True)
     export_gguf(base, tmp_path / "base.gguf", kind="f32", check=False)
     export_gguf(adapter, tmp_path / "merged.gguf", kind="f32", check=False)

@@ -96,7 +96,7 @@ def test_what_llamacpp_computes_otherwise_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_merged_first(tmp_path: Path) -> None:
-    base = chat_folders.model_folder("llama", tmp_path / "base")
+    base = model_folder("llama", tmp_path / "base")
     adapter = chat_folders.adapter_folder("llama", tmp_path / "adapter", base, target=("q_proj", "down_proj"))
     plain, tuned = tmp_path / "plain.gguf", tmp_path / "tuned.gguf"
     export_gguf(base, plain, kind="f32")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from luthier import UserError
 from luthier.chat import render
@@ -86,7 +87,7 @@ def test_a_tokenizer_that_llamacpp_does_not_have_is_refused(tmp_path: Path) -> N
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}')
     with pytest.raises(UserError, match="WordLevel"):
         of(tmp_path, 2)
-    odd = Tokenizer(models.BPE({"a": 0}, []))
+    odd = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
     odd.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("a", "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]
     )
@@ -116,4 +117,23 @@ def test_llamacpp_reads_the_same_tokens(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(fetch("tiny"))
     with LlamaCpp(tmp_path / "tiny.gguf") as engine:
         for text in TEXTS:
+            assert engine.tokens(text) == tokenizer.encode(text).ids.tolist(), text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not here: pip install 'luthier[llamacpp]'"
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama2", "llama3", "mistral_v3", "qwen"])
+def test_llamacpp_reads_the_tokens_of_published_models(name: str, shared: Path, tmp_path: Path) -> None:
+    from luthier.export.gguf.llamacpp import LlamaCpp
+
+    tokenizer = load_tokenizer(shared / "data/tokenizers" / name)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(**sizes, vocab_size=tokenizer.vocab_size, bos_token_id=None, eos_token_id=None)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    export_gguf(tmp_path / "model", tmp_path / "out.gguf", kind="f16", check=False)
+    with LlamaCpp(tmp_path / "out.gguf") as engine:
+        for text in TEXTS[:-1]:
             assert engine.tokens(text) == tokenizer.encode(text).ids.tolist(), text

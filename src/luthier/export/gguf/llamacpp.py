@@ -33,23 +33,29 @@ class LlamaCpp:
         file: to read.
         length: longest text, in tokens.
         lora: an adapter in GGUF to put on it.
+
+    Raises:
+        UserError: llama.cpp cannot read it.
     """
 
     def __init__(self, file: Path, *, length: int = 512, lora: Path | None = None) -> None:
         import llama_cpp
 
-        self._model: Any = llama_cpp.Llama(
-            str(file),
-            n_ctx=length,
-            n_batch=length,
-            n_ubatch=length,
-            n_threads=1,
-            logits_all=True,
-            type_k=_FLOAT32,
-            type_v=_FLOAT32,
-            lora_path=str(lora) if lora else None,
-            verbose=False,
-        )
+        try:
+            self._model: Any = llama_cpp.Llama(
+                str(file),
+                n_ctx=length,
+                n_batch=length,
+                n_ubatch=length,
+                n_threads=1,
+                logits_all=True,
+                type_k=_FLOAT32,
+                type_v=_FLOAT32,
+                lora_path=str(lora) if lora else None,
+                verbose=False,
+            )
+        except ValueError as error:
+            raise UserError(f"llama.cpp does not read what was written ({error})", where=str(file)) from error
 
     def __enter__(self) -> LlamaCpp:
         return self

@@ -93,6 +93,10 @@ def vocabulary_of(tokenizer: Tokenizer, rows: int, ends: Sequence[int], template
     steps, notes = _steps(content["pre_tokenizer"]), _notes(content)
     flags = _special(tokenizer, ends, rows) | ({"chat_template": without_marks(template)} if template else {})
     merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in content["model"]["merges"]]
+    if not merges:
+        raise UserError(
+            "llama.cpp does not read a tokenizer that merges nothing", where=where, hint="Serve the model with Luthier."
+        )
     if _is_byte_level(content):
         name = _pre(steps, whole=bool(content["model"].get("ignore_merges")), where=where)
         return Vocabulary("gpt2", name, tokens, kinds, [" ".join(pair) for pair in merges], [], flags, notes)
