@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import luthier
 from luthier import UserError
+from luthier.cli.app import run
 from luthier.export.merge import merge
+from luthier.export.merge_check import compared
 from luthier.models.policy import save_model
 from tests.chat_folders import TEMPLATE, adapter_folder, model_folder, write_tokenizer
 from tests.families import build
@@ -176,3 +178,15 @@ def test_stretched_positions_are_written_into_the_config(tmp_path: Path, monkeyp
         assert (found - expected).abs().max() <= 1e-4 * max(1, expected.abs().max())
     unscaled = AutoModelForCausalLM.from_pretrained(space.folder / "model", dtype=torch.float32).config
     assert unscaled.rope_parameters["rope_type"] == "default"
+
+
+def test_what_was_merged_is_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = model_folder("llama", tmp_path / "base")
+    adapter = adapter_folder("llama", tmp_path / "adapter", base)
+    assert run(["export", "merge", str(adapter), "--out", str(tmp_path / "out")]) == 0
+    assert "read back by transformers: logits differ by" in capsys.readouterr().out
+    assert compared(base, tmp_path / "out").value > 0.1, "another model is noticed"
+    assert run(["export", "merge", str(adapter), "--out", str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    assert "perplexity differs by" in capsys.readouterr().out
+    assert run(["export", "merge", str(adapter), "--out", str(tmp_path / "fast"), "--no-check"]) == 0
+    assert "not read back" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,6 +61,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A run's name, its fol
 Folder = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist yet or be empty.")]
 Step = Annotated[int | None, typer.Option(metavar="N", help="The checkpoint of this step instead of the final weights.")]
 Adapter = Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter to merge into a model folder.")]
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not read the result back: the model stands in memory for that.")]
 Tolerance = Annotated[
     float | None, typer.Option(min=0, metavar="SHARE", help="How far the result may be from the model. Default: by its type.")
 ]
@@ -85,9 +87,11 @@ def merge(
     onto: Annotated[
         Onto, typer.Option(help="For an adapter trained on a base in few bits: the base before it was rounded, or after.")
     ] = Onto.base,
+    no_check: NoCheck = False,
 ) -> None:
     """Fold what was learnt into the base: one ordinary transformers folder, without any adapter."""
     from luthier.export.merge import merge as merge_into_folder
+    from luthier.export.merge_check import compared
 
     folder = merge_into_folder(
         name,
@@ -100,7 +104,12 @@ def merge(
         onto=onto.value,
         tell=_note,
     )
-    print(f"Merged model written to {folder}")
+    plain = not (no_check or original_names or onto is Onto.quantised)
+    found = compared(name, folder, adapter=adapter, checkpoint=checkpoint) if plain else None
+    if found is not None and not found.ok:
+        rmtree(folder)
+        found.demand(name)
+    _done(f"Merged model written to {folder}", found)
 
 
 @export_app.command()
@@ -130,9 +139,7 @@ def gguf(
     checkpoint: Step = None,
     adapter: Adapter = None,
     tolerance: Tolerance = None,
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not read the file back: the model stands in memory for that.")
-    ] = False,
+    no_check: NoCheck = False,
 ) -> None:
     """Write a model as one file for llama.cpp, with tokenizer and chat template."""
     from luthier.export.gguf.export import export_gguf

@@ -61,7 +61,8 @@ class Difference:
     def __str__(self) -> str:
         amount = f"{self.value:.3%}" if self.measure == "perplexity" else f"{self.value:.2g}"
         bound = f"{self.tolerance:.2%}" if self.measure == "perplexity" else f"{self.tolerance:.3g}"
-        return f"read back by {self.reader}: {self.measure} differ by {amount} (at most {bound})"
+        verb = "differs" if self.measure == "perplexity" else "differ"
+        return f"read back by {self.reader}: {self.measure} {verb} by {amount} (at most {bound})"
 
     def demand(self, where: str) -> None:
         """Stop if it is too large.
