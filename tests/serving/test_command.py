@@ -17,7 +17,9 @@ QUESTION = "你是谁？"
 
 @pytest.mark.slow
 def test_it_answers_as_luthier_chat_does_and_ends_in_order() -> None:
-    started = subprocess.Popen([sys.executable, "-m", "luthier", "serve", "tiny", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "luthier", "serve", "tiny", "--port", "0"], stderr=subprocess.PIPE, text=True
+    )
     try:
         assert started.stderr is not None
         address = next(found[0] for line in started.stderr if (found := re.search(r"http://\S+", line)))
