@@ -90,6 +90,20 @@ def steady(logits: torch.Tensor) -> int:
     return near[0] if near else len(logits)
 
 
+def test_the_template_in_the_file_is_talked_with(tmp_path: Path) -> None:
+    """llama.cpp's own chat, with nothing but the file: the same conversation, ended by the same token."""
+    import llama_cpp
+
+    export_gguf("tiny", tmp_path / "tiny.gguf", kind="f32", check=False)
+    engine = llama_cpp.Llama(str(tmp_path / "tiny.gguf"), n_ctx=512, n_threads=1, type_k=0, type_v=0, verbose=False)
+    ours = luthier.load("tiny")
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        said = engine.create_chat_completion(messages, temperature=0, max_tokens=60, repeat_penalty=1.0)["choices"][0]
+        assert said["finish_reason"] == "stop"
+        assert said["message"]["content"].strip() == ours.chat(question, max_new_tokens=60).strip()
+
+
 def test_llamacpp_takes_the_adapter_by_itself(tmp_path: Path) -> None:
     from luthier.export.adapter import for_llamacpp
     from luthier.export.gguf.llamacpp import LlamaCpp

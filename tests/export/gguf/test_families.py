@@ -69,7 +69,9 @@ def test_llamacpp_computes_the_same(kind: str, tmp_path: Path) -> None:
 
     folder, file = written(kind, tmp_path)
     with LlamaCpp(file, length=64) as engine:
-        assert distance(engine.logits(TOKENS), answer_of(folder, TOKENS)) <= 1e-3
+        found = distance(engine.logits(TOKENS), answer_of(folder, TOKENS))
+    print(f"{kind}: {found:.1e}")
+    assert found <= 1e-3
 
 
 @pytest.mark.parametrize(("kind", "type_", "bound"), [("llama", "q8_0", 0.05), ("gpt2", "f16", 5e-3), ("qwen3", "bf16", 0.05)])
@@ -118,6 +120,24 @@ def test_a_result_that_differs_too_much_is_not_kept(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="llama-quantize"):
         export_gguf(folder, tmp_path / "out.gguf", kind="q4_k_m")
     assert {path.name for path in tmp_path.iterdir()} == {"model", "there.gguf"}
+
+
+def test_other_types_are_made_by_llamacpp_s_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the tool: it is given a finer file, where to write, and the type; and what it says when it fails."""
+    tool = tmp_path / "bin" / "llama-quantize"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "$3" > {tmp_path}/said\ncp "$1" "$2"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/bin:/usr/bin")
+    folder = model_folder("llama", tmp_path / "model")
+    found = export_gguf(folder, tmp_path / "out.gguf", kind="q4_k_m")
+    assert found is not None
+    assert (found.measure, found.ok) == ("perplexity", True)
+    assert (tmp_path / "said").read_text() == "Q4_K_M\n"
+    tool.write_text("#!/bin/sh\necho no such type >&2\nexit 1\n")
+    with pytest.raises(UserError, match="no such type"):
+        export_gguf(folder, tmp_path / "other.gguf", kind="q9")
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", "said", "model", "out.gguf"}
 
 
 def test_a_weight_too_large_for_f16_is_told(tmp_path: Path) -> None:
