@@ -44,6 +44,7 @@ def test_the_card_says_what_is_known_and_no_more(run: Path, tmp_path: Path) -> N
     (tmp_path / "results.json").write_text('{"tasks": {"gsm8k": {"exact": 0.25, "n": 200}}, "note": "text"}')
     text = write_card("first", tmp_path / "card", licence="apache-2.0", evaluation=tmp_path / "results.json").read_text()
     assert "license: apache-2.0" in text
+    assert "library_name: peft" in text
     assert "| tiny_stories | the first 100 examples | 1 | cdla-sharing-1.0 |" in text
     assert "| mine.jsonl | all examples | 1 | unknown |" in text
     assert "roneneldan/TinyStories" in text
@@ -64,6 +65,10 @@ def test_a_dry_run_lists_what_would_be_sent(run: Path, tmp_path: Path) -> None:
     merged = push("first", "me/first", merged=True, dry_run=True)
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "loss.png"} <= set(merged.files)
     assert "adapter_config.json" not in merged.files
+    (tmp_path / "exported").mkdir()
+    for name in ("model.gguf", "Modelfile", "manifest.json"):
+        (tmp_path / "exported" / name).write_text("content")
+    assert push(tmp_path / "exported", "me/first", dry_run=True).files == {"Modelfile": 7, "model.gguf": 7}
     with pytest.raises(UserError, match="no name on a hub"):
         push("first", "first", dry_run=True)
 

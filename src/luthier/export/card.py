@@ -37,7 +37,7 @@ def write_card(
     *,
     licence: str | None = None,
     evaluation: Path | None = None,
-    adapter: bool = False,
+    adapter: bool | None = None,
     checkpoint: int | None = None,
 ) -> Path:
     """Write `README.md`, and `loss.png` of a run, into a folder.
@@ -47,7 +47,7 @@ def write_card(
         folder: created if absent; a card that is there is replaced.
         licence: of the tuned model, as hubs call it (`apache-2.0`, …).
         evaluation: a JSON file with results.
-        adapter: the card is of the adapter alone, not of a merged model.
+        adapter: the card is of the adapter alone, not of a merged model; by default it is, unless a whole model lies in the folder.
         checkpoint: for a run, the step of a checkpoint.
 
     Returns:
@@ -59,6 +59,8 @@ def write_card(
     source = find_source(name, checkpoint=checkpoint)
     run = find_run(name) if source.recipe is not None else None
     folder.mkdir(parents=True, exist_ok=True)
+    if adapter is None:
+        adapter = source.adapter is not None and not (folder / "config.json").is_file()
     pictured = run is not None and plot_loss(RunReader(run).metrics(), folder / CURVES, run.name)
     text = card_text(source, run, licence=licence, results=_results(evaluation), adapter=adapter, pictured=pictured)
     file = folder / "README.md"

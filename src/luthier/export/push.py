@@ -22,7 +22,7 @@ from luthier.models.catalog import Hub, default_hub
 from luthier.models.hub import FILES, fetch, first_line, modelscope
 from luthier.models.source import find_source
 
-SENT = (*FILES, "README.md", "*.png", "*.gguf", "LICENSE*", "NOTICE*")
+SENT = (*FILES, "README.md", "*.png", "*.gguf", "Modelfile", "LICENSE*", "NOTICE*")
 """Patterns of files that are sent."""
 LEFT = ("manifest.json", "trainer_state.json", "status.json")
 """Files among them that say things of this machine's run."""
