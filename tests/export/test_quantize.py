@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+import luthier
 from luthier import UserError
-from luthier.export.quantize import quantize
+from luthier.export.quantize import calibration, quantize
+from luthier.export.source import ready
 from tests.chat_folders import model_folder
+from tests.workspace import Workspace
 
 
 @pytest.mark.parametrize("method", ["nf4", "int8", "torchao-int8", "torchao-int4"])
@@ -64,3 +67,16 @@ def test_gptq_is_shown_texts_of_the_run(tmp_path: Path, monkeypatch: pytest.Monk
         quantize(folder, tmp_path / "out", method="awq")
     assert shown == [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_texts_of_a_run_are_what_it_has_learnt_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = Workspace.make(tmp_path)
+    luthier.train(space.recipe, overrides=["train.max_steps=1"], name="first", progress=False)
+    with ready("first", tmp_path / "out") as model:
+        texts = calibration(model)
+        assert model.template is not None
+        written = {model.tokenizer.decode(text.tolist(), skip_special=False) for text in texts}
+    assert 0 < len(texts) <= 128
+    assert all(1 < len(text) <= 512 for text in texts)
+    assert any(model.template.end_of_turn in text for text in written)
