@@ -22,8 +22,8 @@ import pytest
 ROWS, COLUMNS = 40, 100
 SPEAKER = """
 import time
+from types import SimpleNamespace
 from luthier.cli.talk import Talk
-from luthier.generation.decode import Answer, Piece
 
 class Speaker:
     name, names, adapter = "echo", (), None
@@ -32,9 +32,10 @@ class Speaker:
         question = messages[-1]["content"]
         if question == "for ever":
             while True:
-                yield Piece(None, "and on ")
+                yield SimpleNamespace(text="and on ", answer=None)
                 time.sleep(0.02)
-        yield Piece(None, f"<{len(question.splitlines())}|{question[-12:]}>", answer=Answer("", (), "stop"))
+        said = f"<{len(question.splitlines())}|{question[-12:]}>"
+        yield SimpleNamespace(text=said, answer=SimpleNamespace(reason="stop"))
 
 Talk(Speaker(), None, {"temperature": 0.0, "seed": 0}).run()
 print("left")
@@ -195,3 +196,29 @@ def test_the_embedded_model_talks_changes_adapters_and_is_interrupted(started: C
     terminal.press(f"/clear{ENTER}/set temperature 0{ENTER}/adapter none{ENTER}What is 2 + 3?{ENTER}")
     terminal.see("^Talking to tiny. Also there: strange.")
     terminal.see(re.escape(answer[1]), times=2)
+
+
+def test_a_place_that_cannot_be_written_costs_the_history_alone(talk: Callable[[], Terminal], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    terminal = talk()
+    for question in ("one", "two"):
+        terminal.press(question + ENTER)
+        terminal.see(re.escape(f"<1|{question}>"))
+    assert terminal.text.count("The history is not kept") == 1
+    terminal.press(UP + UP + ENTER)
+    terminal.see(re.escape("<1|one>"), times=2)
+
+
+def test_a_history_that_has_grown_is_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.cli import keyboard
+
+    monkeypatch.setattr(keyboard, "REMEMBERED", 3)
+    path = tmp_path / "history.jsonl"
+    path.write_text("".join(f'"{number}"\n' for number in range(7)) + '"torn')
+    path.chmod(0o644)
+    history = keyboard.History(path)
+    assert path.read_text() == '"4"\n"5"\n"6"\n'
+    assert path.stat().st_mode & 0o777 == 0o600
+    for text in ("6", "/etc is what?"):
+        history.add(keyboard.Entry(text, plain=text.startswith("/")))
+    assert path.read_text() == '"4"\n"5"\n"6"\n"\\"\\"\\"/etc is what?\\"\\"\\""\n', "what was just there is not kept twice"

@@ -78,5 +78,5 @@ def test_every_cell_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     said = json.dumps([cell.get("outputs") for cell in notebook.cells], ensure_ascii=False)
     assert "image/png" in said, "the loss curve"
     assert "model.safetensors" in said
-    assert "sends nothing" in said or "would be sent" in said
+    assert "would be sent to me/violin-shop" in said
     assert (tmp_path / "runs/quickstart/final/adapter_model.safetensors").is_file()

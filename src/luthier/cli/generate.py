@@ -85,7 +85,8 @@ def generate(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            raise Stopped(f"Stopped. What is answered is in {out}; the same command carries on.") from None
+            kept = f"What is answered is in {out}; the" if out.exists() else "The"
+            raise Stopped(f"Stopped. {kept} same command carries on.") from None
     print(f"{out}: {done:,} answers" + (f", {before:,} of them were there" if before else ""))
     if problems.count:
         print(f"  bad rows left out: {problems.count:,}")

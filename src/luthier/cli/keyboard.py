@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from luthier.files import cache_home
@@ -46,7 +47,8 @@ class Keyboard:
 
     def __init__(self) -> None:
         self.terminal = sys.stdin.isatty()
-        self._history = History(cache_home() / "chat-history.jsonl") if self.terminal else None
+        known = self.terminal and find_spec("readline") is not None
+        self._history = History(cache_home() / "chat-history.jsonl") if known else None
 
     def read(self) -> Entry | None:
         """The next entry, or None at the end of input. Ctrl-C forgets what was begun; with nothing begun it says how to leave."""
@@ -104,7 +106,7 @@ class History:
     def __init__(self, path: Path) -> None:
         import readline
 
-        self._path, self._readline = path, readline
+        self._path, self._readline, self._kept = path, readline, True
         if "libedit" not in (readline.__doc__ or ""):
             readline.parse_and_bind("set enable-bracketed-paste on")
         readline.set_auto_history(False)  # whole entries are added, not their lines
@@ -127,7 +129,7 @@ class History:
     def _read(self) -> list[str]:
         try:
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
+        except OSError:
             return []
         texts = [text for line in lines if isinstance(text := _loaded(line), str)]
         if len(lines) > 2 * REMEMBERED:
@@ -135,6 +137,16 @@ class History:
         return texts[-REMEMBERED:]
 
     def _write(self, texts: list[str], how: int) -> None:
+        """Put entries into the file; a place that cannot be written is told once, and the talk goes on."""
+        if not self._kept:
+            return
+        try:
+            self._put(texts, how)
+        except OSError as error:
+            self._kept = False
+            print(f"The history is not kept: {self._path}: {error.strerror}", file=sys.stderr)
+
+    def _put(self, texts: list[str], how: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | how, 0o600)
         try:
