@@ -46,6 +46,8 @@ def test_adapters_change_between_two_answers(home: Path) -> None:
     assert (speaker.name, said(speaker)) == (str(home / "base"), base)
     assert change_adapter(speaker, "plain") is None
     assert (speaker.names, said(speaker)) == (("plain",), plain)
+    assert change_adapter(speaker, str(home / "plain")) is None
+    assert speaker.names == ("plain",), "it is not read twice"
     talk = [*QUESTION, {"role": "assistant", "content": plain}, {"role": "user", "content": "And?"}]
     assert said(speaker, talk) == load_chat(home / "plain").chat(talk, max_new_tokens=12)
     assert speaker._prefixes.reused > len(QUESTION[0]["content"])

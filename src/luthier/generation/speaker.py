@@ -39,6 +39,7 @@ class Speaker:
         self._bare = chat
         self._adapters = None if fixed else Adapters(chat.model)
         self._worn: dict[str, ChatModel] = {}
+        self._folders: dict[str, Path] = {}
         self._prefixes = Prefixes()
 
     @property
@@ -68,8 +69,13 @@ class Speaker:
             self._adapters.load(name, folder)
             model, tokenizer = self._bare.model, self._bare.tokenizer
             self._worn[name] = ChatModel(model, tokenizer, template or self._bare.template, name=name)
+            self._folders[name] = folder.resolve()
         self.adapter = self._adapters.find(name).name
         self.chat = self._worn[name]
+
+    def named(self, folder: Path) -> str | None:
+        """What the adapter of a folder is called, if it was read."""
+        return next((name for name, known in self._folders.items() if known == folder.resolve()), None)
 
     def bare(self) -> None:
         """Answer by the model itself from now on.

@@ -89,12 +89,15 @@ def change_adapter(speaker: Speaker, name: str, *, checkpoint: int | None = None
     source = find_source(name, checkpoint=checkpoint)
     if source.adapter is None:
         raise UserError("this is no adapter", where=name, hint="Name the folder of an adapter, or a run that trained one.")
+    if known := speaker.named(source.adapter):
+        speaker.use(known)
+        return None
     tokenizer = load_tokenizer(source.tokenizer)
     if tokenizer.vocab_size != speaker.chat.tokenizer.vocab_size:
         raise UserError("this adapter has other tokens than the model", where=name, hint="Start with it, or merge it first.")
-    known = source.recipe is not None or has_tokenizer(source.adapter)
+    own = source.recipe is not None or has_tokenizer(source.adapter)
     title = source.name if source.name not in speaker.names else str(source.adapter)
-    speaker.use(title, source.adapter, template_for(source.recipe, tokenizer, source.base.path) if known else None)
+    speaker.use(title, source.adapter, template_for(source.recipe, tokenizer, source.base.path) if own else None)
     if Path(source.base.path).name == Path(speaker.base).name:
         return None
     return f"warning: `{source.name}` was trained on `{source.base.path}`, and this is `{speaker.base}`"
