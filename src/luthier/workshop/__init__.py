@@ -7,7 +7,7 @@
     print(luthier.load("first").chat("你是谁？"))
 
 Everything below this room knows nothing of the others beside it; everything above it (the command line, the studio) only calls these
-three functions.
+functions.
 """
 
 from luthier.workshop.loading import change_adapter, load, load_chat, load_speaker
