@@ -13,7 +13,6 @@ Afterwards the updates are computed from what was written and compared with thos
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -23,13 +22,14 @@ from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import UserError
 from luthier.export.check import Difference
 from luthier.export.combine import adapter_folder
+from luthier.export.folder import new_folder
 from luthier.export.gguf.architectures import Family, family_of
 from luthier.export.gguf.export import new_file
 from luthier.export.gguf.layouts import Layout, Same, Transposed
 from luthier.export.gguf.plan import gguf_name
 from luthier.export.gguf.write import library
 from luthier.export.tensors import free_folder
-from luthier.files import publish, sync, temporary_sibling
+from luthier.files import sync, temporary_sibling
 from luthier.models.adapters.config import AdapterConfig
 from luthier.models.adapters.contents import Contents, Pair, read_contents
 from luthier.models.adapters.format import write_tensors
@@ -89,18 +89,13 @@ def for_vllm(name: str | Path, out: str | Path, *, checkpoint: int | None = None
     rank = contents.largest_rank
     pairs = {layer: _scaled(contents, layer) for layer in contents.layers}
     config = AdapterConfig(rank=rank, alpha=rank, target=tuple(sorted({layer.rpartition(".")[2] for layer in pairs})))
-    temporary = temporary_sibling(out.absolute())
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(out) as temporary:
         content = config.to_peft(base=contents.base, transposed=contents.transposed)
         write_tensors(temporary, content, {layer: _filled(pair, rank) for layer, pair in pairs.items()})
         if has_tokenizer(contents.folder):
             load_tokenizer(contents.folder).save(temporary)
         difference = _difference(pairs, read_contents(temporary).layers)
         difference.demand(str(name))
-        publish(temporary, out.absolute())
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return difference
 
 

@@ -17,7 +17,6 @@ no weights, so the base model is not loaded, however large it is.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from luthier.data.tokenizer import load_tokenizer
 from luthier.errors import UserError
-from luthier.files import publish, temporary_sibling
+from luthier.export.folder import new_folder
 from luthier.models.adapters.config import AdapterConfig
 from luthier.models.adapters.contents import Contents, Pair, as_stored, read_contents
 from luthier.models.adapters.format import is_adapter, write_tensors
@@ -235,13 +234,7 @@ def _write(out: Path, contents: Sequence[Contents], parts: Mapping[str, Pair], t
         rank_pattern=others,
         alpha_pattern={name: float(own) for name, own in others.items()},
     )
-    temporary = temporary_sibling(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+    with new_folder(out) as temporary:
         write_tensors(temporary, config.to_peft(base=first.base, transposed=first.transposed), layers | as_stored(experts))
         if has_tokenizer(tokenizer):
             load_tokenizer(tokenizer).save(temporary)
-        publish(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

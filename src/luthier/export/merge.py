@@ -20,22 +20,20 @@ is built under a temporary name and renamed.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from luthier import __version__
 from luthier.chat import ChatTemplate, resolve
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
 from luthier.errors import UserError
+from luthier.export.folder import new_folder
 from luthier.export.stream import stream
 from luthier.export.tensors import free_folder, shard_size, write_model
-from luthier.files import is_disk_full, publish, temporary_sibling
 from luthier.generation.chat import ChatModel
 from luthier.models.adapters.borrowed import check_mergeable
 from luthier.models.adapters.format import kind_of
@@ -189,23 +187,14 @@ def _publish(source: Source, model: PreTrainedModel, out: Path, write: Callable[
     if template is not None and getattr(model, "generation_config", None) is not None:
         # A base model's own ends often lack the template's end of turn, and then a tuned model seems never to stop.
         model.generation_config.eos_token_id = sorted(ChatModel(model, tokenizer, template).stop_ids()) or None
-    temporary = temporary_sibling(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir(exist_ok=True)
+    original = "original"
+    with new_folder(out, within=original if original_names else ".") as temporary:
         write(temporary)
         tokenizer.save(temporary, template.source if template is not None else None)
         (temporary / "README.md").write_text(model_card(source, model), encoding="utf-8")
-        finished = temporary
         if original_names:
-            (finished := temporary / "original").mkdir()
-            to_original(temporary, finished, small_files=_first_base(source))
-        publish(finished, out)
-    except (OSError, SafetensorError) as error:
-        reason = "the disk is full" if is_disk_full(error) else getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write the merged model: {reason}", where=str(out)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / original).mkdir()
+            to_original(temporary, temporary / original, small_files=_first_base(source))
 
 
 def _first_base(source: Source) -> Path:

@@ -19,16 +19,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from luthier.chat import ChatTemplate, TemplateRefused
 from luthier.errors import UserError
 from luthier.export.check import Difference
+from luthier.export.folder import new_folder
 from luthier.export.gguf.export import write_checked
 from luthier.export.source import ready
 from luthier.export.tensors import free_folder
-from luthier.files import publish, temporary_sibling
 from luthier.generation.sampling import Decoding
 
 if TYPE_CHECKING:
@@ -232,14 +231,8 @@ def export_ollama(
         UserError: also for a chat template that Ollama cannot follow, or a folder that holds something.
     """
     out = free_folder(out)
-    temporary = temporary_sibling(out.absolute())
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(out) as temporary:
         file = temporary / "model.gguf"
         with ready(name, out, adapter=adapter, checkpoint=checkpoint, dtype="float32") as model:
             (temporary / "Modelfile").write_text(modelfile(model, file.name), encoding="utf-8")
-            found = write_checked(model, file, kind=kind, tolerance=tolerance, tell=tell)
-        publish(temporary, out.absolute())
-    finally:
-        rmtree(temporary, ignore_errors=True)
-    return found
+            return write_checked(model, file, kind=kind, tolerance=tolerance, tell=tell)

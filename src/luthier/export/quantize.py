@@ -17,7 +17,6 @@ The whole model stands in memory. Afterwards the folder is loaded again, and its
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,9 +29,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from luthier.data.prepare import prepare
 from luthier.errors import UserError
 from luthier.export.check import Difference, answer, answer_of, difference, question
+from luthier.export.folder import new_folder
 from luthier.export.source import Ready, ready
 from luthier.export.tensors import free_folder
-from luthier.files import is_disk_full, publish, temporary_sibling
 from luthier.models.loading import quiet
 
 Method = Literal["nf4", "int8", "torchao-int8", "torchao-int4", "gptq", "awq"]
@@ -83,29 +82,18 @@ def quantize(
         hint = f"pip install 'luthier[{extra}]'" if extra else f"pip install {package}"
         raise UserError(f"`{method}` needs the package `{package}`", where="--method", hint=f"Install it with `{hint}`.")
     out = free_folder(out)
-    temporary = temporary_sibling(out.absolute())
-    try:
-        with ready(name, out, adapter=adapter, checkpoint=checkpoint) as model:
-            texts = calibration(model)
-            if method in ("gptq", "awq") and not texts:
-                raise UserError(
-                    f"`{method}` needs texts, and only a run has some", where=str(name), hint="Name the run, or use nf4."
-                )
-            tokens = torch.cat(texts)[:LENGTH] if texts else question(model.tokenizer, model.config.vocab_size)
-            expected = answer_of(model.folder, tokens)
-            temporary.mkdir(parents=True)
-            _written(model, temporary, method, texts, str(name))
-            source = model.template.source if model.template is not None else None
-            model.tokenizer.save(temporary, source)
-            allowed = TOLERANCE[method] if tolerance is None else tolerance
-            found = difference("perplexity", expected, _asked(temporary, tokens), tokens, allowed, "transformers")
-            found.demand(str(name))
-        publish(temporary, out.absolute())
-    except (OSError, SafetensorError) as error:
-        reason = "the disk is full" if is_disk_full(error) else getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write the folder: {reason}", where=str(out)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(out) as temporary, ready(name, out, adapter=adapter, checkpoint=checkpoint) as model:
+        texts = calibration(model)
+        if method in ("gptq", "awq") and not texts:
+            raise UserError(f"`{method}` needs texts, and only a run has some", where=str(name), hint="Name the run, or use nf4.")
+        tokens = torch.cat(texts)[:LENGTH] if texts else question(model.tokenizer, model.config.vocab_size)
+        expected = answer_of(model.folder, tokens)
+        _written(model, temporary, method, texts, str(name))
+        source = model.template.source if model.template is not None else None
+        model.tokenizer.save(temporary, source)
+        allowed = TOLERANCE[method] if tolerance is None else tolerance
+        found = difference("perplexity", expected, _asked(temporary, tokens), tokens, allowed, "transformers")
+        found.demand(str(name))
     return found
 
 

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from luthier.errors import UserError
+from luthier.export.folder import new_folder
 from luthier.export.tensors import Later, free_folder, shard_size, write_model
-from luthier.files import is_disk_full, publish, temporary_sibling
 from luthier.models.adapters.format import is_adapter
 from luthier.models.hub import fetch
 from luthier.models.loading import check_weights
@@ -43,22 +42,13 @@ def reshard(name: str | Path, out: str | Path, *, max_shard_size: str = "2GB", c
     check_weights(folder)
     stored = StoredWeights(folder)
     tensors = {key: Later(stored[key].shape, stored[key].dtype, partial(stored.tensor, key)) for key in stored}
-    temporary = temporary_sibling(out.absolute())
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(out) as temporary:
         write_model(temporary, tensors, largest=largest)
         _same(stored, StoredWeights(temporary), str(name))
         for file in folder.iterdir():
             if file.is_file() and file.suffix != ".safetensors" and file.name not in _OF_OTHER_FILES:
                 shutil.copy(file, temporary)
-        count = len(list(temporary.glob("*.safetensors")))
-        publish(temporary, out.absolute())
-    except (OSError, SafetensorError) as error:
-        reason = "the disk is full" if is_disk_full(error) else getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write the folder: {reason}", where=str(out)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return count
+        return len(list(temporary.glob("*.safetensors")))
 
 
 _OF_OTHER_FILES = {"model.safetensors.index.json", "pytorch_model.bin.index.json", "manifest.json"}

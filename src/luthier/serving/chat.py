@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,14 +18,13 @@ from luthier.chat.tools import Call
 from luthier.generation.decode import Answer, Piece, Request
 from luthier.generation.sampling import Decoding
 from luthier.serving.apart import THINK, Apart, Reading, call_message
-from luthier.serving.errors import answer
 from luthier.serving.forcing import form_of, must_call, offered, opening
 from luthier.serving.front import Flow
 from luthier.serving.logprobs import of_chat
 from luthier.serving.schema import ChatRequest, sampled
 from luthier.serving.served import Served
 from luthier.serving.service import Service, conversation_of, defaults_of, seed_of
-from luthier.serving.stream import EventStream
+from luthier.serving.stream import respond
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +61,8 @@ def chat_routes(service: Service) -> APIRouter:
         served = service.models.find(body.model)
         served.chat  # noqa: B018 - refuses a model that writes nothing before anything is done
         asked = await service.prepare(lambda: understood(service, served, body))
-        flow = service.front.begin(asked.requests(), streams=bool(body.stream))
-        service.metrics.prompt.inc(len(asked.prompt))
-        try:
-            if body.stream:
-                await service.unless_gone(request, flow.begun())
-                return EventStream(_chunks(asked, flow), service.metrics, flow.close)
-            answers = await service.unless_gone(request, flow.whole())
-            return answer(_whole(asked, answers))
-        except BaseException:
-            flow.close()
-            raise
+        chunks = partial(_chunks, asked) if body.stream else None
+        return await respond(service, request, asked.requests(), len(asked.prompt), chunks, partial(_whole, asked))
 
     return router
 
