@@ -25,6 +25,8 @@ def train(recipe, *, overrides=(), name=None, callbacks=(), progress=True):
 
 def resume(run, *, overrides=(), callbacks=(), progress=True):
     from luthier.runs.folder import find_run
+    if os.environ.get("RANK", "0") != "0":
+        return other_rank()
     folder = find_run(run)
     return go(folder, max(folder.checkpoints(), default=0) + 1, 6, callbacks)
 

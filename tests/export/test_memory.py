@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+import luthier.models.tiny as tiny
 from luthier.export.tensors import Later, write_model
 from luthier.models.adapters.config import AdapterConfig
 from luthier.models.adapters.format import write_tensors
 from luthier.models.quantize.base import skeleton
-from tests.chat_folders import write_tokenizer
 
 LIMIT = 1.5e9
 """Bytes of the whole process, libraries included."""
@@ -51,8 +52,10 @@ print(peak_memory(torch.device("cpu")))
 
 
 def random_folder(folder: Path) -> Path:
-    """A random model, written tensor by tensor."""
-    write_tokenizer(folder)
+    """A random model, written tensor by tensor, with the embedded model's tokenizer."""
+    folder.mkdir()
+    for file in Path(tiny.__path__[0]).glob("tokenizer*.json"):
+        shutil.copy(file, folder)
     CONFIG.save_pretrained(folder)
     values = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16() * 0.02
     tensors = {
