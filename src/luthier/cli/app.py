@@ -21,7 +21,6 @@ from typing import Annotated
 
 import typer
 
-from luthier import __version__
 from luthier.cli.adapters import adapters_app
 from luthier.cli.adapters_import import import_
 from luthier.cli.chat import chat
@@ -42,6 +41,7 @@ from luthier.cli.train import TakesFields, resume, train
 from luthier.cli.usage import is_usage_error, told
 from luthier.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, EXIT_USER, Stopped, UserError
 from luthier.files import is_disk_full
+from luthier.version import __version__
 
 RANK_GRACE = 5.0
 """Seconds that another rank leaves rank 0 to tell the same mistake, before it tells it itself."""

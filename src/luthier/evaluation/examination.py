@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import luthier
 from luthier.errors import UserError
 from luthier.evaluation.examinee import Examinee
 from luthier.evaluation.judge import Judged
@@ -20,6 +19,7 @@ from luthier.evaluation.statistics import SAMPLES, Compared, Estimate, Measure, 
 from luthier.evaluation.task import Outcome, Progress, Task
 from luthier.evaluation.tasks import build
 from luthier.recipe.sections.tasks import Examination
+from luthier.version import __version__
 
 VERSION = 1
 """Of the layout of `Report.as_dict`."""
@@ -84,7 +84,7 @@ class Report:
         """All of it but the items, as plain data."""
         return {
             "version": VERSION,
-            "luthier": luthier.__version__,
+            "luthier": __version__,
             "models": dict(self.models),
             "seed": self.seed,
             "samples": SAMPLES,

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from luthier import __version__
 from luthier.data.registry import find as find_data
 from luthier.data.sources import title_of
 from luthier.errors import UserError
@@ -26,6 +25,7 @@ from luthier.recipe.schema import Source as DataSource
 from luthier.runs.folder import RunFolder, find_run
 from luthier.runs.plot import plot_loss
 from luthier.runs.reader import RunReader
+from luthier.version import __version__
 
 CURVES = "loss.png"
 """The picture beside the card."""

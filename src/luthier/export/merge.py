@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from luthier import __version__
 from luthier.chat import ChatTemplate, resolve
 from luthier.data.tokenizer import Tokenizer, load_tokenizer
 from luthier.engine.plan import DTYPES, choose_precision
@@ -52,6 +51,7 @@ from luthier.models.score_head import DENSE, is_scorer
 from luthier.models.scoring import scores, scoring_of
 from luthier.models.source import Source, find_source
 from luthier.recipe.schema import PLAIN, LoRA
+from luthier.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

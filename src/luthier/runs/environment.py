@@ -124,7 +124,7 @@ def look_around() -> Environment:
     """All facts about this machine. Imports torch, so it takes a second or two in a fresh process."""
     import psutil
 
-    from luthier import __version__
+    from luthier.version import __version__
 
     return Environment(
         luthier=__version__,

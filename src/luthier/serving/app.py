@@ -21,7 +21,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from luthier import __version__
 from luthier.serving.adapters import AdapterShelf, adapter_routes
 from luthier.serving.chat import chat_routes
 from luthier.serving.completions import completion_routes
@@ -31,6 +30,7 @@ from luthier.serving.limits import Gate
 from luthier.serving.metrics import Metrics
 from luthier.serving.scores import score_routes
 from luthier.serving.service import Gone, Service
+from luthier.version import __version__
 
 CLOSE_SECONDS = 10.0
 """Longest wait for the step that the worker is in when the server ends."""

@@ -13,7 +13,6 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from luthier import __version__
 from luthier.chat.tools import Call
 from luthier.generation.decode import Answer, Piece, Request
 from luthier.generation.sampling import Decoding
@@ -25,6 +24,7 @@ from luthier.serving.schema import ChatRequest, sampled
 from luthier.serving.served import Served
 from luthier.serving.service import Service, conversation_of, defaults_of, seed_of
 from luthier.serving.stream import respond
+from luthier.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from luthier.models.scoring import Classifier, Prediction, RewardModel
+from luthier.models.scoring import Classifier, RewardModel
 from luthier.serving.errors import Refused, answer
 from luthier.serving.schema import ClassifyRequest, ScoreRequest
 from luthier.serving.service import Service, conversation_of
 
+T = TypeVar("T")
 TOGETHER = 64
 """Texts that are scored between two looks at whether the client is still there."""
 
@@ -29,14 +34,7 @@ def score_routes(service: Service) -> APIRouter:
             if messages[-1]["role"] != "assistant":
                 raise Refused(400, "the last message is to be the assistant's, which is judged", param=f"conversations.{place}")
 
-        async def scored() -> list[float]:
-            found: list[float] = []
-            for begin in range(0, len(conversations), TOGETHER):
-                some = conversations[begin : begin + TOGETHER]
-                found += await service.front.call(lambda some=some: model.score(some))  # type: ignore[misc]
-            return found
-
-        values = await service.unless_gone(request, scored())
+        values = await service.unless_gone(request, _in_parts(service, model.score, conversations))
         data = [{"object": "score", "index": index, "score": value} for index, value in enumerate(values)]
         return answer({"object": "list", "data": data, "model": body.model})
 
@@ -49,14 +47,7 @@ def score_routes(service: Service) -> APIRouter:
         if empty := [place for place, text in enumerate(texts) if not text.strip()]:
             raise Refused(400, "a text is empty", param=f"input.{empty[0]}")
 
-        async def predicted() -> list[Prediction]:
-            found: list[Prediction] = []
-            for begin in range(0, len(texts), TOGETHER):
-                some = texts[begin : begin + TOGETHER]
-                found += await service.front.call(lambda some=some: model.predict(some))  # type: ignore[misc]
-            return found
-
-        said = await service.unless_gone(request, predicted())
+        said = await service.unless_gone(request, _in_parts(service, model.predict, texts))
         data = [
             {"object": "classification", "index": index, "label": each.label, "scores": each.scores}
             for index, each in enumerate(said)
@@ -64,3 +55,11 @@ def score_routes(service: Service) -> APIRouter:
         return answer({"object": "list", "data": data, "model": body.model})
 
     return router
+
+
+async def _in_parts(service: Service, function: Callable[[Sequence[Any]], Sequence[T]], items: Sequence[Any]) -> list[T]:
+    """What a function of the model says of each item, some of them at a time, on the thread that owns the model."""
+    found: list[T] = []
+    for begin in range(0, len(items), TOGETHER):
+        found += await service.front.call(partial(function, items[begin : begin + TOGETHER]))
+    return found
